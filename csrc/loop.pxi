@@ -1,0 +1,94 @@
+# The training step: its moves one by one, and many steps in one call.  Both go through the same functions,
+# so they give the same bits.  The order of the moves is guarded in fastloop/trainer.py.
+
+cdef class Loop:
+    """A model and an optimiser over the same buffers."""
+    cdef readonly Model model
+    cdef readonly Optimizer optimizer
+    cdef Buffer partial
+    cdef readonly double loss   # of the last forward
+    cdef readonly double norm   # of the last gradient, before clipping
+
+    def __init__(self, Model model not None, Optimizer optimizer):
+        self.model = model
+        self.optimizer = optimizer
+        self.partial = Buffer()
+        self.partial.reserve(model.size // NORM_BLOCK + 1)
+
+    def zero_grad(self):
+        with nogil:
+            memset(self.model.grads, 0, self.model.size * 8)
+
+    def forward(self, Batch batch not None):
+        self.model.bind(batch, batch.n_predictions)
+        with nogil:
+            self.loss = self.model.forward()
+        return self.loss
+
+    def backward(self):
+        with nogil:
+            self.model.backward()
+
+    def grad_norm(self):
+        with nogil:
+            self.norm = norm2(self.model.grads, self.model.size, self.partial.data)
+        return self.norm
+
+    def scale_grads(self, double scale):
+        cdef Py_ssize_t i
+        cdef double *grads = self.model.grads
+        with nogil:
+            for i in range(self.model.size):
+                grads[i] *= scale
+
+    def step(self, double lr, double grad_scale=1.0):
+        with nogil:
+            self.optimizer.update(lr, grad_scale, False)
+
+    def total_loss(self):
+        """The sum of the last forward's losses, each prediction weighing 1."""
+        return weighted_sum(self.model.losses, NULL, self.model.batch.n_predictions)
+
+    def run(self, Batch batch not None, const int64_t[::1] indices not None, const int64_t[::1] splits not None,
+            int accumulate, const double[::1] lrs not None, double clip_norm, double[::1] losses not None,
+            double[::1] norms not None):
+        """Take len(lrs) steps; return how many were completed.
+
+        Step s takes the micro-batches s accumulate .. (s + 1) accumulate, micro-batch j the examples
+        indices[splits[j] : splits[j + 1]].  losses[s] and norms[s] (before clipping) are written for every step begun.
+        A loss or norm that is not finite ends the run before the parameters are touched.
+        """
+        cdef Py_ssize_t steps = lrs.shape[0], s, j, longest = 0
+        cdef double total, loss = 0.0, norm = 0.0, scale
+        cdef bint finite = True
+        if splits.shape[0] != steps * accumulate + 1 or splits[splits.shape[0] - 1] > indices.shape[0]:
+            raise ValueError(f"{splits.shape[0]} splits of {indices.shape[0]} examples for {steps} steps")
+        if losses.shape[0] < steps or norms.shape[0] < steps:
+            raise ValueError(f"losses ({losses.shape[0]}) and norms ({norms.shape[0]}) must hold {steps} steps")
+        for j in range(splits.shape[0] - 1):
+            longest = max(longest, splits[j + 1] - splits[j])
+        self.model.bind(batch, batch.reserve(longest))
+        s = 0
+        with nogil:
+            while s < steps:
+                total = <double>(splits[(s + 1) * accumulate] - splits[s * accumulate])
+                loss = 0.0
+                for j in range(s * accumulate, (s + 1) * accumulate):
+                    if splits[j + 1] == splits[j]:
+                        continue
+                    batch.fill(&indices[splits[j]], splits[j + 1] - splits[j], total)
+                    loss += self.model.forward()
+                    finite = isfinite(loss)
+                    if not finite:
+                        break
+                    self.model.backward()
+                losses[s] = loss
+                norm = norm2(self.model.grads, self.model.size, self.partial.data) if finite else loss
+                norms[s] = norm
+                if not isfinite(norm):
+                    break
+                scale = clip_norm / norm if norm > clip_norm else 1.0
+                self.optimizer.update(lrs[s], scale, True)
+                s += 1
+        self.loss, self.norm = loss, norm
+        return s

@@ -1,0 +1,59 @@
+# Scratch memory and the number of threads.
+
+cdef class Buffer:
+    """Scratch memory, aligned to 64 bytes and zeroed when it grows; it never shrinks.
+
+    Grown before a step begins, so that no step allocates.
+    """
+    cdef void *base
+    cdef double *data
+    cdef Py_ssize_t size
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.base)
+
+    cdef int reserve(self, Py_ssize_t n) except -1:
+        """Make room for n values of 8 bytes; what was there is lost when the memory moves."""
+        if n <= self.size:
+            return 0
+        if n > (<Py_ssize_t>1 << 58):
+            raise MemoryError(f"{n} values of 8 bytes")
+        cdef void *base = PyMem_RawMalloc(n * 8 + 64)
+        if base == NULL:
+            raise MemoryError(f"{n * 8} bytes of workspace")
+        PyMem_RawFree(self.base)
+        self.base = base
+        self.data = <double *>((<uintptr_t>base + 63) & ~<uintptr_t>63)
+        self.size = n
+        memset(self.data, 0, n * 8)
+        return 0
+
+
+cdef inline Py_ssize_t round8(Py_ssize_t n) noexcept nogil:
+    return (n + 7) & ~<Py_ssize_t>7
+
+
+cdef inline Py_ssize_t tiles(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
+    """How many tiles of that size cover n."""
+    return (n + size - 1) // size
+
+
+# One number for the process, set from fastloop/threads.py; 1 in a forked child, where libgomp would hang.
+cdef int max_threads = 1
+
+# Below this many floating-point operations to a thread, waking it costs more than it brings (measured, see
+# benchmarks/README.md).
+cdef Py_ssize_t WORK_PER_THREAD = 200000
+
+
+def set_max_threads(int n):
+    global max_threads
+    max_threads = n
+
+
+cdef inline int threads_for(Py_ssize_t work) noexcept nogil:
+    """How many threads `work` floating-point operations are worth."""
+    cdef Py_ssize_t n = work // WORK_PER_THREAD
+    if n > max_threads:
+        n = max_threads
+    return <int>n if n > 1 else 1

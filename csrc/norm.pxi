@@ -1,0 +1,75 @@
+# The global gradient norm: sqrt(sum g^2), scaled so that it overflows only where the norm itself does.
+
+# Values summed at a time.  The partial sums are added in order, so the norm does not depend on the threads.
+cdef enum:
+    NORM_BLOCK = 4096
+
+
+cdef double sum_squares(const double *x, Py_ssize_t n, double scale) noexcept nogil:
+    """sum (scale x)^2 over one block: 32 running sums, so that the latency of FMA is hidden."""
+    cdef v8 a = v8_set(0.0), b = a, c = a, d = a, x0, x1, x2, x3
+    cdef v8 s = v8_set(scale)
+    cdef double[8] lanes
+    cdef double total = 0.0
+    cdef Py_ssize_t i = 0
+    while i + 32 <= n:
+        x0 = v8_mul(v8_load(x + i), s)
+        x1 = v8_mul(v8_load(x + i + 8), s)
+        x2 = v8_mul(v8_load(x + i + 16), s)
+        x3 = v8_mul(v8_load(x + i + 24), s)
+        a = v8_fma(x0, x0, a)
+        b = v8_fma(x1, x1, b)
+        c = v8_fma(x2, x2, c)
+        d = v8_fma(x3, x3, d)
+        i += 32
+    v8_store(lanes, v8_add(v8_add(a, b), v8_add(c, d)))
+    while i < n:
+        total += (x[i] * scale) * (x[i] * scale)
+        i += 1
+    for i in range(8):
+        total += lanes[i]
+    return total
+
+
+cdef double sum_squares_blocks(const double *x, Py_ssize_t n, double scale, double *partial) noexcept nogil:
+    cdef Py_ssize_t blocks = (n + NORM_BLOCK - 1) // NORM_BLOCK, i
+    cdef int threads = threads_for(2 * n)
+    cdef double total = 0.0
+    if threads == 1:
+        for i in range(blocks):
+            total += sum_squares(x + i * NORM_BLOCK, min(NORM_BLOCK, n - i * NORM_BLOCK), scale)
+        return total
+    for i in prange(blocks, num_threads=threads, schedule="static"):
+        partial[i] = sum_squares(x + i * NORM_BLOCK, min(NORM_BLOCK, n - i * NORM_BLOCK), scale)
+    for i in range(blocks):
+        total += partial[i]
+    return total
+
+
+cdef double norm2(const double *x, Py_ssize_t n, double *partial) noexcept nogil:
+    """sqrt(sum x^2); `partial` holds a value for each NORM_BLOCK.  Not finite only where an x or the norm is not."""
+    cdef double total = sum_squares_blocks(x, n, 1.0, partial), scale
+    cdef Py_ssize_t i
+    if 1e-290 < total < INFINITY:
+        return sqrt(total)
+    # Squares overflowed or vanished (or nothing is there): again, scaled by the largest.
+    scale = 0.0
+    for i in range(n):
+        if not isfinite(x[i]):
+            return fabs(x[i])
+        scale = max(scale, fabs(x[i]))
+    if scale < 1e-300:
+        return scale
+    return sqrt(sum_squares_blocks(x, n, 1.0 / scale, partial)) * scale
+
+
+def grad_norm(const double[::1] grad not None):
+    cdef Py_ssize_t n = grad.shape[0]
+    cdef Buffer work = Buffer()
+    cdef double norm
+    if n == 0:
+        return 0.0
+    work.reserve(n // NORM_BLOCK + 1)
+    with nogil:
+        norm = norm2(&grad[0], n, work.data)
+    return norm

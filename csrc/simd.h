@@ -1,0 +1,222 @@
+/* The vector type of the kernels: eight float64 lanes, and the register tile
+   that every matrix product is made of.
+
+   Cython cannot name a vector register; nothing else lives here.  One source
+   serves every instruction set: v8 is one AVX-512 register, two AVX2 ones,
+   four SSE2 or NEON ones, or eight doubles where the compiler has no vector
+   extension.  No function here allocates, branches on data or knows Python. */
+#ifndef FASTLOOP_SIMD_H
+#define FASTLOOP_SIMD_H
+
+#ifdef __FAST_MATH__
+#error "fastloop must not be built with -ffast-math: its guards test for NaN"
+#endif
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__)
+#define FL_INLINE static inline __attribute__((always_inline))
+#else
+#define FL_INLINE static __inline
+#endif
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define FL_LANES 8
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define FL_LANES 4
+#elif defined(__aarch64__) && defined(__GNUC__)
+#include <arm_neon.h>
+#define FL_LANES 2
+#elif defined(__GNUC__)
+#define FL_LANES 2
+#else
+#define FL_LANES 1
+#endif
+#define FL_REGS (8 / FL_LANES)          /* registers in a v8 */
+
+/* Rows of a tile: enough independent sums to hide the latency of FMA (4 cycles
+   on two ports), few enough to stay in the registers of the instruction set. */
+#if FL_LANES == 8
+#define FL_ROWS 8
+#elif FL_LANES == 4
+#define FL_ROWS 4
+#elif FL_LANES == 2 && defined(__aarch64__)
+#define FL_ROWS 4
+#elif FL_LANES == 2
+#define FL_ROWS 3
+#else
+#define FL_ROWS 1
+#endif
+
+#if FL_LANES > 1
+typedef double fl_vec __attribute__((vector_size(8 * FL_LANES)));
+typedef int64_t fl_ivec __attribute__((vector_size(8 * FL_LANES)));
+typedef double fl_vec_u __attribute__((vector_size(8 * FL_LANES), aligned(8), may_alias));
+#else
+typedef double fl_vec;
+typedef int64_t fl_ivec;
+#endif
+
+typedef struct { fl_vec r[FL_REGS]; } v8;
+
+#define FL_EACH for (int i_ = 0; i_ < FL_REGS; i_++)
+
+FL_INLINE v8 v8_load(const double *p) {
+    v8 a;
+#if FL_LANES > 1
+    FL_EACH a.r[i_] = *(const fl_vec_u *)(p + i_ * FL_LANES);
+#else
+    FL_EACH a.r[i_] = p[i_];
+#endif
+    return a;
+}
+
+FL_INLINE void v8_store(double *p, v8 a) {
+#if FL_LANES > 1
+    FL_EACH *(fl_vec_u *)(p + i_ * FL_LANES) = a.r[i_];
+#else
+    FL_EACH p[i_] = a.r[i_];
+#endif
+}
+
+FL_INLINE v8 v8_set(double x) {
+    v8 a;
+#if FL_LANES > 1
+    FL_EACH a.r[i_] = x - (fl_vec){0};
+#else
+    FL_EACH a.r[i_] = x;
+#endif
+    return a;
+}
+
+FL_INLINE v8 v8_add(v8 a, v8 b) { FL_EACH a.r[i_] += b.r[i_]; return a; }
+FL_INLINE v8 v8_sub(v8 a, v8 b) { FL_EACH a.r[i_] -= b.r[i_]; return a; }
+FL_INLINE v8 v8_mul(v8 a, v8 b) { FL_EACH a.r[i_] *= b.r[i_]; return a; }
+FL_INLINE v8 v8_div(v8 a, v8 b) { FL_EACH a.r[i_] /= b.r[i_]; return a; }
+
+/* a * b + c: one rounding where the instruction set has FMA, two elsewhere. */
+FL_INLINE v8 v8_fma(v8 a, v8 b, v8 c) {
+#if FL_LANES == 8
+    FL_EACH c.r[i_] = _mm512_fmadd_pd(a.r[i_], b.r[i_], c.r[i_]);
+#elif FL_LANES == 4
+    FL_EACH c.r[i_] = _mm256_fmadd_pd(a.r[i_], b.r[i_], c.r[i_]);
+#elif FL_LANES == 2 && defined(__aarch64__)
+    FL_EACH c.r[i_] = (fl_vec)vfmaq_f64((float64x2_t)c.r[i_], (float64x2_t)a.r[i_], (float64x2_t)b.r[i_]);
+#else
+    FL_EACH c.r[i_] += a.r[i_] * b.r[i_];
+#endif
+    return c;
+}
+
+/* The two registers of a comparison, kept as all-ones or all-zeros lanes. */
+#if FL_LANES > 1
+#define FL_SELECT(cond, x, y) ((fl_vec)(((fl_ivec)(x) & (cond)) | ((fl_ivec)(y) & ~(cond))))
+#else
+#define FL_SELECT(cond, x, y) ((cond) ? (x) : (y))
+#endif
+
+/* Lane by lane: a where a > b, else b (so b where either is NaN). */
+FL_INLINE v8 v8_max(v8 a, v8 b) {
+#if FL_LANES == 8
+    FL_EACH a.r[i_] = _mm512_max_pd(a.r[i_], b.r[i_]);
+#elif FL_LANES == 4
+    FL_EACH a.r[i_] = _mm256_max_pd(a.r[i_], b.r[i_]);
+#else
+    FL_EACH a.r[i_] = FL_SELECT(a.r[i_] > b.r[i_], a.r[i_], b.r[i_]);
+#endif
+    return a;
+}
+
+/* Lane by lane: x where a == b, else y. */
+FL_INLINE v8 v8_where_equal(v8 a, v8 b, v8 x, v8 y) {
+    FL_EACH a.r[i_] = FL_SELECT(a.r[i_] == b.r[i_], x.r[i_], y.r[i_]);
+    return a;
+}
+
+/* Lane by lane: x where a < b, else y. */
+FL_INLINE v8 v8_where_less(v8 a, v8 b, v8 x, v8 y) {
+    FL_EACH a.r[i_] = FL_SELECT(a.r[i_] < b.r[i_], x.r[i_], y.r[i_]);
+    return a;
+}
+
+/* exp(x), x <= 0, within 1.1 ULP; 0 below -708 (where the result would lose bits
+   as a subnormal number); NaN stays NaN.  x = n ln 2 + r, |r| <= ln(2) / 2,
+   exp(r) = 1 + r + r^2 q(r) with q of degree 9 by Chebyshev interpolation
+   (relative error 2e-17), then 2^n through the exponent bits: no table and no
+   branch, so that all lanes go together.  libm's exp keeps a loop scalar. */
+FL_INLINE v8 v8_exp(v8 x) {
+    static const double q[10] = {
+        0x1.af38a9b0ec855p-26, 0x1.289185613a3d6p-22, 0x1.71de0dae63bb3p-19, 0x1.a019b90d2ae7ap-16,
+        0x1.a01a01a7c41d5p-13, 0x1.6c16c1788bd90p-10, 0x1.11111111109b3p-7, 0x1.5555555553d63p-5,
+        0x1.5555555555556p-3, 0x1.0000000000001p-1};
+    const v8 shift = v8_set(0x1.8p52);          /* adding it rounds to an integer in the low bits */
+    v8 t = v8_fma(x, v8_set(0x1.71547652b82fep+0), shift);
+    v8 n = v8_sub(t, shift);
+    v8 r = v8_fma(n, v8_set(-0x1.62e42p-1), x);
+    v8 p, scale;
+    r = v8_fma(n, v8_set(-0x1.fdf473de6af28p-22), r);
+    p = v8_set(q[0]);
+    for (int i = 1; i < 10; i++)
+        p = v8_fma(p, r, v8_set(q[i]));
+    p = v8_fma(v8_mul(r, r), p, r);
+    FL_EACH {
+#if FL_LANES > 1
+        scale.r[i_] = (fl_vec)(((fl_ivec)t.r[i_] + 1023) << 52);
+#else
+        uint64_t bits;
+        memcpy(&bits, &t.r[i_], 8);
+        bits = (bits + 1023) << 52;
+        memcpy(&scale.r[i_], &bits, 8);
+#endif
+    }
+    return v8_where_less(x, v8_set(-708.0), v8_set(0.0), v8_fma(p, scale, scale));
+}
+
+/* C[i, 0:8] = (C[i, 0:8] or 0) + sum over k of A[i, k] * B[k, 0:8], i < rows.
+   A[i, k] stands at A[i * a_row + (k / 8) * a_block + (k % 8) * a_col]: the
+   block stride lets k run over panels of eight.  The sum starts from C and goes
+   through k in order, so it does not depend on how the caller cuts the work. */
+FL_INLINE void fl_tile_rows(const int rows, ptrdiff_t K, const double *A, ptrdiff_t a_row, ptrdiff_t a_col,
+                            ptrdiff_t a_block, const double *B, ptrdiff_t ldb, double *C, ptrdiff_t ldc,
+                            int accumulate) {
+    v8 acc[FL_ROWS];
+    for (int i = 0; i < rows; i++)
+        acc[i] = accumulate ? v8_load(C + i * ldc) : v8_set(0.0);
+    for (; K > 0; K -= 8, A += a_block) {
+        const ptrdiff_t n = K < 8 ? K : 8;
+        const double *a = A;
+        for (ptrdiff_t k = 0; k < n; k++, a += a_col, B += ldb) {
+            const v8 b = v8_load(B);
+            for (int i = 0; i < rows; i++)
+                acc[i] = v8_fma(v8_set(a[i * a_row]), b, acc[i]);
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        v8_store(C + i * ldc, acc[i]);
+}
+
+static void fl_tile(ptrdiff_t rows, ptrdiff_t K, const double *A, ptrdiff_t a_row, ptrdiff_t a_col,
+                    ptrdiff_t a_block, const double *B, ptrdiff_t ldb, double *C, ptrdiff_t ldc,
+                    int accumulate) {
+#define FL_CASE(n) case n: fl_tile_rows(n, K, A, a_row, a_col, a_block, B, ldb, C, ldc, accumulate); break;
+    switch (rows) {
+    FL_CASE(1)
+#if FL_ROWS >= 3
+    FL_CASE(2) FL_CASE(3)
+#endif
+#if FL_ROWS >= 4
+    FL_CASE(4)
+#endif
+#if FL_ROWS >= 8
+    FL_CASE(5) FL_CASE(6) FL_CASE(7) FL_CASE(8)
+#endif
+    }
+#undef FL_CASE
+}
+
+#endif

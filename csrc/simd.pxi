@@ -1,0 +1,20 @@
+# The names of simd.h.
+
+cdef extern from "simd.h" nogil:
+    ctypedef struct v8:
+        pass
+    enum:
+        FL_LANES
+        FL_ROWS
+    v8 v8_load(const double *p)
+    void v8_store(double *p, v8 a)
+    v8 v8_set(double x)
+    v8 v8_add(v8 a, v8 b)
+    v8 v8_sub(v8 a, v8 b)
+    v8 v8_mul(v8 a, v8 b)
+    v8 v8_fma(v8 a, v8 b, v8 c)
+    v8 v8_max(v8 a, v8 b)
+    v8 v8_exp(v8 x)
+    v8 v8_where_equal(v8 a, v8 b, v8 x, v8 y)
+    void fl_tile(Py_ssize_t rows, Py_ssize_t K, const double *A, Py_ssize_t a_row, Py_ssize_t a_col,
+                 Py_ssize_t a_block, const double *B, Py_ssize_t ldb, double *C, Py_ssize_t ldc, int accumulate)

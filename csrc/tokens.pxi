@@ -1,0 +1,106 @@
+# What a step is computed from: documents as token ids, and a batch of them packed end to end.
+
+cdef class Batch:
+    """What one forward pass reads.  A model states which kind it takes."""
+    cdef readonly Py_ssize_t n_examples         # documents, or rows of X
+    cdef readonly Py_ssize_t n_predictions      # losses that the model computes: tokens, or rows
+
+    cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
+        """Make room for so many examples, so that fill need not allocate; return how many predictions they can give."""
+        raise NotImplementedError
+
+    cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
+        """Take the examples `indices`, each weighing 1 / total in the loss."""
+        pass
+
+
+cdef class TokenData:
+    """Documents as ids, end to end: document i is ids[starts[i] : starts[i + 1] + 1], from BOS to BOS.
+
+    Neighbours share the BOS between them.  A document gives starts[i + 1] - starts[i] predictions, or
+    `block_size` where that is less.
+    """
+    cdef const int32_t[::1] ids
+    cdef const int64_t[::1] starts
+    cdef readonly Py_ssize_t n_examples, block_size
+    cdef readonly Py_ssize_t longest        # predictions of the longest document, cut
+
+    def __init__(self, const int32_t[::1] ids not None, const int64_t[::1] starts not None, Py_ssize_t block_size):
+        cdef Py_ssize_t i
+        self.ids = ids
+        self.starts = starts
+        self.n_examples = starts.shape[0] - 1
+        self.block_size = block_size
+        self.longest = 0
+        for i in range(self.n_examples):
+            self.longest = max(self.longest, self.length(i))
+
+    cdef inline Py_ssize_t length(self, Py_ssize_t i) noexcept nogil:
+        return min(self.starts[i + 1] - self.starts[i], self.block_size)
+
+
+cdef struct Tokens:
+    Py_ssize_t N            # positions
+    Py_ssize_t B            # documents
+    int64_t *inputs         # (N,) the id that is seen
+    int64_t *targets        # (N,) the id to predict
+    int64_t *positions      # (N,) place in the document
+    double *weights         # (N,) 1 / (documents, times the document's length)
+    int64_t *first          # (B + 1,) where each document begins
+
+
+cdef class TokenBatch(Batch):
+    """A batch of documents of a TokenData, as N positions in a row."""
+    cdef TokenData data
+    cdef Buffer work
+    cdef Tokens tokens
+
+    def __init__(self, TokenData data not None):
+        self.data = data
+        self.work = Buffer()
+
+    def take(self, const int64_t[::1] indices not None, double total):
+        """Fill with these documents; for a batch made by hand (fit fills in compiled code)."""
+        cdef Py_ssize_t i, count = indices.shape[0]
+        for i in range(count):
+            if not 0 <= indices[i] < self.data.n_examples:
+                raise IndexError(f"indices[{i}] = {indices[i]} is outside [0, {self.data.n_examples})")
+        self.reserve(count)
+        if count:
+            self.fill(&indices[0], count, total)
+
+    def arrays(self):
+        """Copies of (inputs, targets, positions, weights), each (N,), as lists."""
+        cdef Py_ssize_t n
+        cdef Tokens b = self.tokens
+        return ([b.inputs[n] for n in range(b.N)], [b.targets[n] for n in range(b.N)],
+                [b.positions[n] for n in range(b.N)], [b.weights[n] for n in range(b.N)])
+
+    cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
+        cdef Py_ssize_t n = round8(examples * self.data.longest)
+        self.work.reserve(4 * n + examples + 1)
+        self.tokens.inputs = <int64_t *>self.work.data
+        self.tokens.targets = self.tokens.inputs + n
+        self.tokens.positions = self.tokens.targets + n
+        self.tokens.weights = <double *>(self.tokens.positions + n)
+        self.tokens.first = <int64_t *>(self.tokens.weights + n)
+        return n
+
+    cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
+        cdef Py_ssize_t b, t, n = 0, length
+        cdef const int32_t *ids
+        cdef double weight
+        for b in range(count):
+            ids = &self.data.ids[self.data.starts[indices[b]]]
+            length = self.data.length(indices[b])
+            weight = 1.0 / (total * <double>length)
+            self.tokens.first[b] = n
+            for t in range(length):
+                self.tokens.inputs[n] = ids[t]
+                self.tokens.targets[n] = ids[t + 1]
+                self.tokens.positions[n] = t
+                self.tokens.weights[n] = weight
+                n += 1
+        self.tokens.first[count] = n
+        self.tokens.N = self.n_predictions = n
+        self.tokens.B = self.n_examples = count

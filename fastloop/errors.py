@@ -1,0 +1,26 @@
+"""The exceptions that fastloop raises beside Python's own.  Nothing else lives here."""
+
+
+class FastloopError(Exception):
+    """Base of every exception that is fastloop's own."""
+
+
+class OrderError(FastloopError, RuntimeError):
+    """A move of the training step was called out of order; nothing was changed."""
+
+
+class DataError(FastloopError, ValueError):
+    """A file or document cannot be read or encoded; the message names the place."""
+
+
+class DivergenceError(FastloopError, ArithmeticError):
+    """The loss or the gradient norm is not finite; the parameters stay as they were before the step.
+
+    Attributes: step (counted from 0), loss and norm (of that step), lr, last_norms (up to five steps before),
+    history (of the run so far, or None when the moves were called by hand).
+    """
+
+    def __init__(self, message, step, loss, norm, lr, last_norms=(), history=None):
+        super().__init__(message)
+        self.step, self.loss, self.norm, self.lr = step, loss, norm, lr
+        self.last_norms, self.history = list(last_norms), history
