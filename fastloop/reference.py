@@ -1,0 +1,215 @@
+"""The NumPy twin: every kernel, and a whole training step, in plain NumPy.
+
+It is the specification of the compiled kernels, the oracle of their tests and the baseline of the
+benchmarks, so it is written as a careful NumPy user would: vectorised, in place, temporaries where they
+cost nothing.  It checks nothing; fastloop.kernels has the same signatures with checks.
+
+Sizes: N tokens, D embedding width, V vocabulary, T positions.  The forward functions take complex arrays as
+well, all of them complex, so that complex-step derivatives can be had from them.
+"""
+
+import numpy as np
+
+# Adam's moments below this are set to zero: decayed further they would become subnormal, and arithmetic on
+# subnormal numbers is tens of times slower.
+TINY = 1e-290
+
+
+def embedding_forward(inputs, positions, wte, wpe, x):
+    """x[n] = wte[inputs[n]] + wpe[positions[n]].
+
+    inputs, positions : (N,) int64; wte : (V, D); wpe : (T, D).  x : (N, D), overwritten.
+    """
+    wte.take(inputs, axis=0, out=x, mode="clip")    # any other mode would go through a copy of x
+    x += wpe.take(positions, axis=0)
+
+
+def embedding_backward(inputs, positions, dx, dwte, dwpe):
+    """dwte[inputs[n]] += dx[n] and dwpe[positions[n]] += dx[n], for every n.
+
+    inputs, positions : (N,) int64; dx : (N, D).  dwte : (V, D) and dwpe : (T, D), added to.
+    """
+    _scatter_add(inputs, dx, dwte)
+    _scatter_add(positions, dx, dwpe)
+
+
+def _scatter_add(ids, rows, table):
+    if ids.size > 16 and len(table) <= 256:
+        # np.add.at takes the rows one by one; a product with one-hot rows is several times faster here.
+        one_hot = np.zeros((len(table), ids.size))
+        one_hot[ids, np.arange(ids.size)] = 1.0
+        table += one_hot @ rows
+    else:
+        np.add.at(table, ids, rows)
+
+
+def logits_forward(x, lm_head, logits):
+    """logits = x lm_head^T.
+
+    x : (N, D); lm_head : (V, D).  logits : (N, V), overwritten.
+    """
+    np.matmul(x, lm_head.T, out=logits)
+
+
+def logits_backward(x, lm_head, dlogits, dx, dlm_head):
+    """dx = dlogits lm_head and dlm_head += dlogits^T x.
+
+    x : (N, D); lm_head : (V, D); dlogits : (N, V).  dx : (N, D), overwritten; dlm_head : (V, D), added to.
+    """
+    np.matmul(dlogits, lm_head, out=dx)
+    dlm_head += dlogits.T @ x
+
+
+def cross_entropy_forward(logits, targets, losses):
+    """losses[n] = log(sum_v exp(logits[n, v])) - logits[n, targets[n]], in nats.
+
+    logits : (N, V); targets : (N,) int64.  losses : (N,), overwritten.
+
+    With m the largest logit and r the sum of exp(l - m) over the others, the loss is (m - l_target) + log1p(r):
+    m keeps exp from overflowing, and log1p keeps a tiny r, the loss of a confident model.  Where a logit
+    is NaN or +inf, or all of a row are -inf, the loss is NaN or +inf (and NumPy warns).
+    """
+    losses[:] = _softmax(logits, targets, np.empty_like(logits))[0]
+
+
+def cross_entropy_backward(logits, targets, dlogits):
+    """Return the mean of the losses, and its gradient: dlogits = (softmax(logits) - one_hot(targets)) / N.
+
+    logits : (N, V); targets : (N,) int64.  dlogits : (N, V), overwritten.
+    """
+    losses, total, others = _softmax(logits, targets, dlogits)
+    _softmax_grad(dlogits, targets, 1.0 / len(targets), total, others)
+    return losses.mean()
+
+
+def _softmax(logits, targets, e):
+    """Return losses (N,), and for the gradient sum_v e (N,) and the same without the target's e (N,).
+
+    e : (N, V), overwritten with exp(logits - max).
+    """
+    n = np.arange(len(targets))
+    best = logits.argmax(axis=1)
+    top = logits[n, best]
+    np.exp(np.subtract(logits, top[:, None], out=e), out=e)
+    e[n, best] = 0.0                    # its 1 would swallow the others, where they are tiny
+    rest = e.sum(axis=1)
+    losses = (top - logits[n, targets]) + np.log1p(rest)
+    others = (rest - e[n, targets]) + (best != targets)
+    e[n, best] = 1.0
+    return losses, 1.0 + rest, others
+
+
+def _softmax_grad(e, targets, weights, total, others):
+    """e, overwritten with weights (e / total - one_hot(targets)); p - 1 is taken as -others / total."""
+    scale = weights / total
+    e *= scale[:, None]
+    e[np.arange(len(targets)), targets] = -others * scale
+
+
+def adam_step(
+    grad, param, m, v, *, lr, beta1, beta2, eps, t, weight_decay=0.0, decoupled=False, grad_scale=1.0, zero_grad=False
+):
+    """One step of Adam (Kingma and Ba 2015, algorithm 1) over arrays of one shape; t = 1 for the first step.
+
+    With g = grad_scale grad (+ weight_decay param, unless decoupled):
+
+        m = beta1 m + (1 - beta1) g             v = beta2 v + (1 - beta2) g^2
+        param = param (1 - lr weight_decay, if decoupled) - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+
+    param, m and v are overwritten; grad is set to zero if zero_grad, else left.  Unlike the paper's, a moment
+    below 1e-290 in size becomes zero.  `decoupled` is AdamW (Loshchilov and Hutter 2019).
+    """
+    step_size = lr / (1.0 - beta1**t)
+    v_scale = 1.0 / np.sqrt(1.0 - beta2**t)
+    g = grad
+    if grad_scale != 1.0:
+        g = g * grad_scale
+    if weight_decay and not decoupled:
+        g = g + weight_decay * param
+    work = np.multiply(g, 1.0 - beta1)
+    m *= beta1
+    m += work
+    np.multiply(g, g, out=work)
+    work *= 1.0 - beta2
+    v *= beta2
+    v += work
+    np.copyto(m, 0.0, where=np.abs(m, out=work) < TINY)
+    np.copyto(v, 0.0, where=v < TINY)
+    np.sqrt(v, out=work)
+    work *= v_scale
+    work += eps
+    np.divide(m, work, out=work)
+    work *= step_size
+    if weight_decay and decoupled:
+        param *= 1.0 - lr * weight_decay
+    param -= work
+    if zero_grad:
+        grad.fill(0.0)
+
+
+def grad_norm(grad):
+    """sqrt(sum grad^2) of an array (n,); scaled by the largest, so that no square overflows or vanishes."""
+    largest = np.abs(grad).max(initial=0.0)
+    if 1e-140 < largest < 1e140:
+        return np.sqrt(grad @ grad)
+    if largest == 0.0 or not np.isfinite(largest):
+        return largest
+    scaled = grad / largest
+    return largest * np.sqrt(scaled @ scaled)
+
+
+class BigramStep:
+    """A whole training step of the bigram model: logits = (wte[token] + wpe[position]) lm_head^T, and Adam.
+
+    params is the flat buffer ((2 V + T) D,) of wte (V, D), wpe (T, D) and lm_head (V, D), in this order; it is
+    not copied, and `step` updates it.  N, the most tokens of a batch, sizes the buffers.
+
+    Attributes: params and grads (flat); wte, wpe, lm_head and dwte, dwpe, dlm_head, views into them; the moments
+    m and v; t, the steps taken.
+    """
+
+    def __init__(self, params, V, D, T, N=8):
+        self.params = params
+        self.grads, self.m, self.v = np.zeros((3, params.size), params.dtype)
+        self.wte, self.wpe, self.lm_head = self._tensors(self.params, V, D, T)
+        self.dwte, self.dwpe, self.dlm_head = self._tensors(self.grads, V, D, T)
+        self._x, self._dx = np.empty((2, N, D), params.dtype)
+        self._logits, self._e = np.empty((2, N, V), params.dtype)
+        self.t = 0
+
+    @staticmethod
+    def _tensors(flat, V, D, T):
+        wte, wpe, lm_head = np.split(flat, [V * D, (V + T) * D])
+        return wte.reshape(V, D), wpe.reshape(T, D), lm_head.reshape(V, D)
+
+    def zero_grad(self):
+        self.grads.fill(0.0)
+
+    def forward(self, inputs, targets, positions, weights):
+        """The loss sum_n weights[n] loss[n] of a batch: four arrays (N,), of which backward keeps hold.
+
+        For the mean over each document's positions, and then over the B documents, a weight is
+        1 / (B times the document's length).
+        """
+        N = len(inputs)
+        self._batch = inputs, targets, positions, weights
+        embedding_forward(inputs, positions, self.wte, self.wpe, self._x[:N])
+        logits_forward(self._x[:N], self.lm_head, self._logits[:N])
+        losses, self._total, self._others = _softmax(self._logits[:N], targets, self._e[:N])
+        return losses @ weights
+
+    def backward(self):
+        """Add the gradient of the last forward's loss to grads."""
+        inputs, targets, positions, weights = self._batch
+        N = len(inputs)
+        _softmax_grad(self._e[:N], targets, weights, self._total, self._others)
+        logits_backward(self._x[:N], self.lm_head, self._e[:N], self._dx[:N], self.dlm_head)
+        embedding_backward(inputs, positions, self._dx[:N], self.dwte, self.dwpe)
+
+    def step(self, lr, beta1=0.85, beta2=0.99, eps=1e-8, grad_scale=1.0):
+        """One step of Adam on params, from grads."""
+        self.t += 1
+        adam_step(
+            self.grads, self.params, self.m, self.v,
+            lr=lr, beta1=beta1, beta2=beta2, eps=eps, t=self.t, grad_scale=grad_scale,
+        )
