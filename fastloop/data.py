@@ -1,0 +1,127 @@
+"""Documents: read, split, packed for a model, and scored by counting.  Tokenizers are in tokenizer.py."""
+
+import operator
+import os
+import random
+
+import numpy as np
+
+from ._core import variant
+from .errors import DataError
+from .tokenizer import as_docs
+
+NAMES = os.path.join(os.path.dirname(__file__), "names.txt")
+
+
+def load_docs(path=None, encoding="utf-8") -> list[str]:
+    """Read a text file in which each line is a document.
+
+    path: str or os.PathLike; None reads the embedded first names (NAMES.md says where they come from).
+    Lines end with LF, CRLF or CR, and with nothing else.  A byte order mark at the start of the file, whitespace
+    around a line, and blank lines are dropped.
+    Returns a list of at least one non-empty str, in the order of the file.
+    Raises DataError for bytes that `encoding` does not allow, for NUL and for a file without documents, always with
+    the place; OSError as `open` does; LookupError for an encoding that Python does not know.
+    """
+    path = NAMES if path is None else os.fspath(path)
+    with open(path, "rb") as file:
+        raw = file.read()
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        # Some codecs take the byte order mark off before they begin to count.
+        offset = len(raw) - len(error.object) + error.start
+        line = len(_lines(raw[:offset].decode(encoding, "replace")))
+        raise DataError(
+            f"{path}: line {line}, byte offset {offset}: 0x{raw[offset]:02x} is not valid {encoding} ({error.reason})"
+        ) from None
+    text = text.removeprefix("\ufeff")
+    nul = text.find("\0")
+    if nul >= 0:
+        before = _lines(text[:nul])
+        raise DataError(
+            f"{path}: line {len(before)}, column {len(before[-1]) + 1}: a NUL character, which text does not have; "
+            f"is the file binary, or in another encoding than {encoding}?"
+        )
+    docs = [doc for line in _lines(text) if (doc := line.strip())]
+    if not docs:
+        raise DataError(f"{path}: no documents: the file {'holds only blank lines' if raw else 'is empty'}")
+    return docs
+
+
+def _lines(text):
+    # Not str.splitlines, which also splits at form feeds, U+2028 and other characters inside a line.
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def split_docs(docs, fraction, seed):
+    """Set a random part of the documents aside for validation.
+
+    docs: list of str, at least one.  fraction: of the documents, in [0, 1); their number is rounded to the nearest
+    whole one, so that few documents can give an empty val.  seed: int; equal seeds give equal splits everywhere.
+    Returns (train, val), two lists in the order of docs; each document is in exactly one of them.
+    Raises ValueError for a fraction out of range and where no document would be left to train on.
+    """
+    docs = as_docs(docs)
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction = {fraction} is outside [0, 1)")
+    n_val = round(fraction * len(docs))
+    if n_val == len(docs):
+        raise ValueError(f"fraction = {fraction} of {len(docs)} documents leaves none to train on")
+    # The standard library's generator: its stream is fixed for all versions, and importing numpy.random takes 15 ms.
+    rng = random.Random(operator.index(seed))
+    keys = [rng.random() for _ in docs]
+    chosen = set(sorted(range(len(docs)), key=keys.__getitem__)[:n_val])
+    train = [doc for i, doc in enumerate(docs) if i not in chosen]
+    return train, [docs[i] for i in sorted(chosen)]
+
+
+def pack(docs, tokenizer, block_size):
+    """Documents in the layout that the compiled models read.
+
+    docs: list of str, at least one; an empty str is one prediction, from BOS to BOS.
+    Returns (data, n_cut): a TokenData, and how many documents give more than `block_size` predictions, and are cut.
+    Raises ValueError for a block_size below 1; for the rest as `tokenizer.encode_docs` does.
+    """
+    block_size = _checked(block_size)
+    ids, starts = tokenizer.encode_docs(docs)
+    n_cut = int(np.count_nonzero(np.diff(starts) > block_size))
+    return variant.TokenData(ids, starts, block_size), n_cut
+
+
+def bigram_baseline(train, val=None, *, tokenizer, block_size):
+    """The loss of the bigram count model, in nats per token: what a model that sees one token can reach.
+
+    Counts are over the predictions that a model is asked for: documents from BOS to BOS, cut to `block_size`.
+    Without val: the maximum-likelihood model of train, on train itself, -mean log(n(a, b) / n(a)).
+    With val: -mean log((n(a, b) + 1) / (n(a) + V)) over the pairs (a, b) of val, with n counted on train.
+    Raises as `pack` does.
+    """
+    V = tokenizer.vocab_size
+    trained = _pairs(train, tokenizer, block_size)
+    # Counts of the pairs that occur, not a (V, V) table: a large alphabet would take gigabytes.
+    pairs, counts = np.unique(trained, return_counts=True)
+    if val is None:
+        asked, times, n_pair, extra = pairs, counts, counts, 0
+    else:
+        asked, times = np.unique(_pairs(val, tokenizer, block_size), return_counts=True)
+        nearest = np.minimum(np.searchsorted(pairs, asked), pairs.size - 1)
+        n_pair, extra = np.where(pairs[nearest] == asked, counts[nearest], 0), 1
+    n_first = np.bincount(trained // V, minlength=V)[asked // V]
+    return float(times @ np.log((n_first + extra * V) / (n_pair + extra)) / times.sum())
+
+
+def _pairs(docs, tokenizer, block_size):
+    """The predictions of docs, cut to block_size, as (N,) int64: V * (the id that is seen) + the id to predict."""
+    block_size = _checked(block_size)
+    ids, starts = tokenizer.encode_docs(docs)
+    positions = np.arange(ids.size - 1) - np.repeat(starts[:-1], np.diff(starts))
+    ids = ids.astype(np.int64)
+    return (ids[:-1] * tokenizer.vocab_size + ids[1:])[positions < block_size]
+
+
+def _checked(block_size):
+    block_size = operator.index(block_size)
+    if block_size < 1:
+        raise ValueError(f"block_size = {block_size} is less than 1")
+    return block_size

@@ -1,0 +1,114 @@
+"""Text to token ids and back.  Only tokenizers live here; files are read in data.py."""
+
+import numpy as np
+
+from .errors import DataError
+
+
+def as_docs(docs):
+    """`docs` as a list of documents; one str is refused, because its characters would pass for documents."""
+    if isinstance(docs, str):
+        raise TypeError(f"docs is one str, not a list of documents; say [text], or text.split('\\n'): {docs[:40]!r}")
+    docs = list(docs)
+    for i, doc in enumerate(docs):
+        if not isinstance(doc, str):
+            raise TypeError(f"docs[{i}] = {doc!r} is {type(doc).__name__}, not str")
+    return docs
+
+
+def _code_points(text):
+    """Each character's code point, (len(text),) uint32.  A lone surrogate is a character like any other."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+class CharTokenizer:
+    """One token for each distinct character of `docs`, and one, BOS, for the edges of a document.
+
+    docs: list of str.  The sorted characters are ids 0 .. n-1; BOS is the last id, n.
+
+    Attributes: chars (str of length n, chars[i] is token i), bos (n), vocab_size (n + 1).
+    Raises TypeError where docs is one str or holds something else than str, ValueError where it has no characters.
+    """
+
+    def __init__(self, docs):
+        self.chars = "".join(sorted(set("".join(as_docs(docs)))))
+        if not self.chars:
+            raise ValueError("docs has no characters, so there is nothing to make tokens of")
+        self.bos = len(self.chars)
+        self.vocab_size = self.bos + 1
+        self._id_of = {char: i for i, char in enumerate(self.chars)}
+        codes = _code_points(self.chars)
+        # From code point to id, -1 where unseen.  The entry past the largest code stands for all that are larger.
+        self._table = np.full(int(codes[-1]) + 2, -1, dtype=np.int32)
+        self._table[codes] = np.arange(self.bos, dtype=np.int32)
+
+    def encode(self, text):
+        """The ids of `text`, a list of int, without BOS.  Raises DataError at an unseen character."""
+        if not isinstance(text, str):
+            raise TypeError(f"text is {type(text).__name__}, not str; encode_docs takes a list of documents")
+        try:
+            return [self._id_of[char] for char in text]
+        except KeyError:
+            at = next(i for i, char in enumerate(text) if char not in self._id_of)
+            raise self._unseen(f"text[{at}]", text[at]) from None
+
+    def decode(self, ids):
+        """The text of `ids`, an iterable of int; BOS is skipped.  Raises IndexError outside [0, vocab_size)."""
+        text = []
+        for i, token in enumerate(ids):
+            if not 0 <= token < self.vocab_size:
+                raise IndexError(f"ids[{i}] = {token} is outside [0, {self.vocab_size})")
+            if token != self.bos:
+                text.append(self.chars[token])
+        return "".join(text)
+
+    def encode_docs(self, docs):
+        """All documents as ids, end to end, with a BOS before, between and after them.
+
+        docs: list of str, at least one; an empty document is two BOS in a row.
+        Returns (ids, starts): ids (N + 1,) int32 and starts (len(docs) + 1,) int64, such that document i, from BOS
+        to BOS, is ids[starts[i] : starts[i + 1] + 1].  N is the number of predictions, characters + documents.
+        Raises DataError at an unseen character, ValueError where docs is empty, TypeError as the constructor does.
+        """
+        docs = as_docs(docs)
+        if not docs:
+            raise ValueError("docs is empty; at least one document is needed")
+        starts = np.zeros(len(docs) + 1, dtype=np.int64)
+        np.cumsum([len(doc) + 1 for doc in docs], out=starts[1:])
+        # The spaces only keep the places that BOS takes afterwards; they need not be in the vocabulary.
+        codes = _code_points(" " + " ".join(docs) + " ")
+        ids = self._table.take(codes, mode="clip")
+        ids[starts] = self.bos
+        if ids.min() < 0:
+            at = int(np.argmax(ids < 0))
+            doc = int(np.searchsorted(starts, at)) - 1
+            char = at - int(starts[doc]) - 1
+            raise self._unseen(f"docs[{doc}][{char}]", docs[doc][char])
+        return ids, starts
+
+    def to_dict(self):
+        """All there is to know, as plain data for JSON; `from_dict` makes an equal tokenizer of it."""
+        return {"type": "char", "chars": self.chars}
+
+    @classmethod
+    def from_dict(cls, data):
+        """The tokenizer that `to_dict` wrote.  Raises ValueError for anything else."""
+        chars = data.get("chars")
+        if data.get("type") != "char" or not isinstance(chars, str) or list(chars) != sorted(set(chars)):
+            raise ValueError(f"not a CharTokenizer's data: {data!r:.200}; expected type 'char', sorted distinct chars")
+        return cls([chars])
+
+    def __eq__(self, other):
+        return self.chars == other.chars if isinstance(other, CharTokenizer) else NotImplemented
+
+    def __hash__(self):
+        return hash(self.chars)
+
+    def __repr__(self):
+        return f"CharTokenizer({self.bos} characters: {self._shown()}, bos={self.bos}, vocab_size={self.vocab_size})"
+
+    def _shown(self):
+        return repr(self.chars) if self.bos <= 60 else f"{self.chars[:60]!r}..."
+
+    def _unseen(self, place, char):
+        return DataError(f"{place} = {char!r} is not one of the {self.bos} characters known: {self._shown()}")
