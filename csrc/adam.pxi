@@ -16,17 +16,17 @@ cdef struct AdamStep:
     double keep             # 1 - lr weight_decay (AdamW's decoupled decay)
 
 
-cdef AdamStep adam_scalars(double lr, double beta1, double beta2, double eps, double t, double grad_scale,
-                           double l2, double decay) noexcept nogil:
+cdef AdamStep adam_scalars(double lr, double beta1, double beta2, double eps, int64_t t, double grad_scale,
+                           double weight_decay, bint decoupled) noexcept nogil:
     cdef AdamStep c
-    c.step_size = lr / (1.0 - pow(beta1, t))
-    c.v_scale = 1.0 / sqrt(1.0 - pow(beta2, t))
+    c.step_size = lr / (1.0 - pow(beta1, <double>t))
+    c.v_scale = 1.0 / sqrt(1.0 - pow(beta2, <double>t))
     c.beta1 = beta1
     c.beta2 = beta2
     c.eps = eps
     c.grad_scale = grad_scale
-    c.l2 = l2
-    c.keep = 1.0 - lr * decay
+    c.l2 = 0.0 if decoupled else weight_decay
+    c.keep = 1.0 - lr * weight_decay if decoupled else 1.0
     return c
 
 
@@ -70,39 +70,32 @@ cdef void adam_run(double *grad, double *param, double *m, double *v, Py_ssize_t
 def adam_step(double[::1] grad not None, double[::1] param not None, double[::1] m not None, double[::1] v not None,
               double lr, double beta1, double beta2, double eps, int64_t t, double weight_decay, bint decoupled,
               double grad_scale, bint zero_grad):
-    cdef AdamStep c = adam_scalars(lr, beta1, beta2, eps, <double>t, grad_scale,
-                                   0.0 if decoupled else weight_decay, weight_decay if decoupled else 0.0)
+    cdef AdamStep c = adam_scalars(lr, beta1, beta2, eps, t, grad_scale, weight_decay, decoupled)
     if param.shape[0]:
         with nogil:
             adam_run(&grad[0], &param[0], &m[0], &v[0], param.shape[0], &c, zero_grad)
 
 
-cdef class Optimizer:
-    """Updates a model's flat buffers; the loop calls it once a step."""
-    cdef public int64_t t       # steps taken
-
-    cdef void update(self, double lr, double grad_scale, bint zero_grad) noexcept nogil:
-        pass
-
-
 cdef class Adam(Optimizer):
-    """Adam bound to flat arrays of equal length: grad, param and the moments m and v."""
-    cdef double[::1] grad
-    cdef double[::1] param
+    """Adam or AdamW over a model's buffers, with the moments m and v."""
     cdef double[::1] m
     cdef double[::1] v
-    cdef double beta1, beta2, eps, weight_decay
+    cdef double beta1, beta2, eps
     cdef bint decoupled
 
-    def __init__(self, double[::1] grad not None, double[::1] param not None, double[::1] m not None,
-                 double[::1] v not None, double beta1, double beta2, double eps, double weight_decay, bint decoupled):
-        self.grad, self.param, self.m, self.v = grad, param, m, v
-        self.beta1, self.beta2, self.eps = beta1, beta2, eps
-        self.weight_decay, self.decoupled = weight_decay, decoupled
+    def __init__(self, grad, param, bounds, decay, double[::1] m not None, double[::1] v not None,
+                 double beta1, double beta2, double eps, bint decoupled):
+        Optimizer.__init__(self, grad, param, bounds, decay)
+        self.same_length("m", m)
+        self.same_length("v", v)
+        self.m, self.v = m, v
+        self.beta1, self.beta2, self.eps, self.decoupled = beta1, beta2, eps, decoupled
 
     cdef void update(self, double lr, double grad_scale, bint zero_grad) noexcept nogil:
+        cdef Py_ssize_t s, i
+        cdef AdamStep c
         self.t += 1
-        cdef AdamStep c = adam_scalars(lr, self.beta1, self.beta2, self.eps, <double>self.t, grad_scale,
-                                       0.0 if self.decoupled else self.weight_decay,
-                                       self.weight_decay if self.decoupled else 0.0)
-        adam_run(&self.grad[0], &self.param[0], &self.m[0], &self.v[0], self.param.shape[0], &c, zero_grad)
+        for s in range(self.decay.shape[0]):
+            i = self.bounds[s]
+            c = adam_scalars(lr, self.beta1, self.beta2, self.eps, self.t, grad_scale, self.decay[s], self.decoupled)
+            adam_run(&self.grad[i], &self.param[i], &self.m[i], &self.v[i], self.bounds[s + 1] - i, &c, zero_grad)

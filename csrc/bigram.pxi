@@ -39,8 +39,12 @@ cdef class Bigram(Model):
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
         cdef Py_ssize_t N = round8(predictions)
+        cdef TokenBatch tokens = <TokenBatch?>batch
+        if tokens.data.n_ids > self.V or tokens.data.block_size > self.T:
+            raise ValueError(f"ids up to {tokens.data.n_ids - 1} in blocks of {tokens.data.block_size} do not fit a model "
+                             f"of {self.V} ids and blocks of {self.T}")
         self.batch = batch
-        self.tokens = &(<TokenBatch?>batch).tokens
+        self.tokens = &tokens.tokens
         self.held = self.V if self.V <= KEEP_LOGITS else V_TILE
         self.work.reserve(N * (2 * self.ld + self.D + self.held + 1) + V_TILE * self.ld
                           + (N // 8) * (sizeof(Softmax) // 8))

@@ -46,6 +46,19 @@ cdef int max_threads = 1
 cdef Py_ssize_t WORK_PER_THREAD = 200000
 
 
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #define FL_OPENMP 1
+    #else
+    #define FL_OPENMP 0
+    #endif
+    """
+    const bint FL_OPENMP
+
+openmp = FL_OPENMP
+
+
 def set_max_threads(int n):
     global max_threads
     max_threads = n

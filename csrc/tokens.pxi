@@ -24,9 +24,19 @@ cdef class TokenData:
     cdef const int64_t[::1] starts
     cdef readonly Py_ssize_t n_examples, block_size
     cdef readonly Py_ssize_t longest        # predictions of the longest document, cut
+    cdef readonly Py_ssize_t n_ids          # all ids are below this
 
     def __init__(self, const int32_t[::1] ids not None, const int64_t[::1] starts not None, Py_ssize_t block_size):
         cdef Py_ssize_t i
+        if starts.shape[0] < 2 or starts[0] < 0 or starts[starts.shape[0] - 1] >= ids.shape[0]:
+            raise ValueError(f"starts ({starts.shape[0]},) must lead into ids ({ids.shape[0]},)")
+        for i in range(starts.shape[0] - 1):
+            if starts[i + 1] <= starts[i]:
+                raise ValueError(f"starts[{i + 1}] = {starts[i + 1]} must be greater than {starts[i]}")
+        for i in range(ids.shape[0]):
+            if ids[i] < 0:
+                raise IndexError(f"ids[{i}] = {ids[i]} is negative")
+            self.n_ids = max(self.n_ids, ids[i] + 1)
         self.ids = ids
         self.starts = starts
         self.n_examples = starts.shape[0] - 1
@@ -34,6 +44,13 @@ cdef class TokenData:
         self.longest = 0
         for i in range(self.n_examples):
             self.longest = max(self.longest, self.length(i))
+
+    def predictions(self, const int64_t[::1] indices not None):
+        """How many predictions these documents give."""
+        cdef Py_ssize_t i, total = 0
+        for i in range(indices.shape[0]):
+            total += self.length(indices[i])
+        return total
 
     cdef inline Py_ssize_t length(self, Py_ssize_t i) noexcept nogil:
         return min(self.starts[i + 1] - self.starts[i], self.block_size)

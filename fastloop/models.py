@@ -1,0 +1,127 @@
+"""Models: configuration, initial weights, and the wiring to their compiled passes.  No training logic lives here."""
+
+import numpy as np
+
+from . import _core
+from .data import pack
+from .errors import DataError
+from .params import Params
+
+
+def check_size(name, value):
+    """`value` as an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
+class Model:
+    """What every model offers: `params` and `grads` (Params), `config`, and its compiled passes.
+
+    shapes: dict of name -> shape.  Every tensor starts normal with standard deviation init_std, drawn in the order of
+    memory from numpy.random.default_rng(seed).
+    """
+
+    def __init__(self, shapes, seed, init_std):
+        if not 0.0 <= init_std < float("inf"):
+            raise ValueError(f"init_std = {init_std} must be a finite number >= 0")
+        self.params = Params(shapes)
+        self.grads = Params(shapes)
+        self.params.flat[:] = np.random.default_rng(seed).normal(0.0, init_std, self.num_params)
+
+    @property
+    def num_params(self):
+        return self.params.flat.size
+
+    @property
+    def config(self):
+        """The arguments that make a model of the same shape."""
+        return {name: getattr(self, name) for name in self.config_names}
+
+    def make_core(self):
+        """New compiled passes over the buffers, with a workspace of their own."""
+        raise NotImplementedError
+
+    def make_data(self, docs, y=None, tokenizer=None):
+        """The compiled data of docs (or arrays), and how many documents were cut."""
+        raise NotImplementedError
+
+    def make_batch(self, data):
+        """An empty batch of that data."""
+        raise NotImplementedError
+
+    def __repr__(self):
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
+
+
+class LanguageModel(Model):
+    """A model of the next token, trained on documents through a tokenizer."""
+
+    def make_data(self, docs, y=None, tokenizer=None):
+        if y is not None:
+            raise TypeError(f"{type(self).__name__} learns from documents alone; y serves models over arrays")
+        if tokenizer is None:
+            raise TypeError(f"{type(self).__name__} reads documents: give its Trainer a tokenizer")
+        if tokenizer.vocab_size > self.vocab_size:
+            raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {self.vocab_size}")
+        return pack(docs, tokenizer, self.block_size)
+
+    def make_batch(self, data):
+        return _core.variant.TokenBatch(data)
+
+    def generate(self, tokenizer, n=1, temperature=1.0, seed=None):
+        """n documents sampled token by token, as a list of str; each ends at BOS or after block_size tokens.
+
+        temperature: divides the logits; 0 takes the most probable token each time.  seed: of a random stream of its
+        own (None: a new one each call).
+        """
+        if not 0.0 <= temperature < float("inf"):
+            raise ValueError(f"temperature = {temperature} must be a finite number >= 0")
+        if tokenizer.vocab_size > self.vocab_size:
+            raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {self.vocab_size}")
+        rng = np.random.default_rng(seed)
+        docs = []
+        for _ in range(n):
+            token, ids = tokenizer.bos, []
+            for position in range(self.block_size):
+                logits = self.next_logits(token, position)[: tokenizer.vocab_size]
+                token = int(np.argmax(logits)) if temperature == 0.0 else sample(logits / temperature, rng.random())
+                if token == tokenizer.bos:
+                    break
+                ids.append(token)
+            docs.append(tokenizer.decode(ids))
+        return docs
+
+    def next_logits(self, token, position):
+        """logits (V,) after `token` at `position`; called for positions 0, 1, ... of a document in turn."""
+        raise NotImplementedError
+
+
+def sample(logits, u):
+    """The id at which the cumulative softmax of logits (V,) passes u in [0, 1)."""
+    cumulative = np.cumsum(np.exp(logits - logits.max()))
+    return int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+
+
+class BigramLM(LanguageModel):
+    """Logits of the next token from the present one and its position: lm_head (wte[token] + wpe[position]).
+
+    vocab_size V, n_embd D, block_size T: the tensors are wte (V, D), wpe (T, D) and lm_head (V, D).  seed and init_std:
+    of the initial weights, normal with that standard deviation.
+    """
+
+    config_names = ("vocab_size", "n_embd", "block_size")
+
+    def __init__(self, vocab_size, n_embd=16, block_size=8, seed=42, init_std=0.08):
+        self.vocab_size = V = check_size("vocab_size", vocab_size)
+        self.n_embd = D = check_size("n_embd", n_embd)
+        self.block_size = T = check_size("block_size", block_size)
+        super().__init__({"wte": (V, D), "wpe": (T, D), "lm_head": (V, D)}, seed, init_std)
+
+    def make_core(self):
+        return _core.variant.Bigram(self.params.flat, self.grads.flat, self.vocab_size, self.n_embd, self.block_size)
+
+    def next_logits(self, token, position):
+        return self.params["lm_head"] @ (self.params["wte"][token] + self.params["wpe"][position])

@@ -1,0 +1,52 @@
+"""One flat float64 buffer with a named view for each tensor.  No model and no arithmetic lives here."""
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+
+ALIGNMENT = 64      # bytes: a cache line, and the widest vector register
+
+
+def aligned_zeros(n):
+    """A float64 array of n zeros whose first byte is aligned to 64."""
+    raw = np.zeros(n * 8 + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + n * 8].view(np.float64)
+
+
+class Params(Mapping):
+    """Tensors by name, all of them views into `flat`.
+
+    shapes: dict of name -> shape, in the order of memory.  `params["wte"][...] = x` and `params["wte"] = x` both write
+    into the buffer; the buffer itself never moves.
+    """
+
+    def __init__(self, shapes):
+        self.shapes = dict(shapes)
+        self.flat = aligned_zeros(sum(prod(shape) for shape in self.shapes.values()))
+        self._views, start = {}, 0
+        for name, shape in self.shapes.items():
+            self._views[name] = self.flat[start : start + prod(shape)].reshape(shape)
+            start += prod(shape)
+
+    def __getitem__(self, name):
+        try:
+            return self._views[name]
+        except KeyError:
+            raise KeyError(f"{name!r} is not one of {', '.join(self._views)}") from None
+
+    def __setitem__(self, name, value):
+        view, value = self[name], np.asarray(value)
+        if value.shape != view.shape:
+            raise ValueError(f"{name} has shape {view.shape}, got {value.shape}")
+        view[...] = value
+
+    def __iter__(self):
+        return iter(self._views)
+
+    def __len__(self):
+        return len(self._views)
+
+    def __repr__(self):
+        return f"Params({', '.join(f'{name} {shape}' for name, shape in self.shapes.items())})"
