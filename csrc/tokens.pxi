@@ -14,7 +14,17 @@ cdef class Batch:
         pass
 
 
-cdef class TokenData:
+cdef class Data:
+    """Examples that batches are filled from."""
+    cdef readonly Py_ssize_t n_examples
+    cdef readonly Py_ssize_t longest        # predictions that an example gives at most
+
+    def predictions(self, const int64_t[::1] indices not None):
+        """How many predictions these examples give."""
+        raise NotImplementedError
+
+
+cdef class TokenData(Data):
     """Documents as ids, end to end: document i is ids[starts[i] : starts[i + 1] + 1], from BOS to BOS.
 
     Neighbours share the BOS between them.  A document gives starts[i + 1] - starts[i] predictions, or
@@ -22,8 +32,7 @@ cdef class TokenData:
     """
     cdef const int32_t[::1] ids
     cdef const int64_t[::1] starts
-    cdef readonly Py_ssize_t n_examples, block_size
-    cdef readonly Py_ssize_t longest        # predictions of the longest document, cut
+    cdef readonly Py_ssize_t block_size
     cdef readonly Py_ssize_t n_ids          # all ids are below this
 
     def __init__(self, const int32_t[::1] ids not None, const int64_t[::1] starts not None, Py_ssize_t block_size):
@@ -41,12 +50,10 @@ cdef class TokenData:
         self.starts = starts
         self.n_examples = starts.shape[0] - 1
         self.block_size = block_size
-        self.longest = 0
         for i in range(self.n_examples):
             self.longest = max(self.longest, self.length(i))
 
     def predictions(self, const int64_t[::1] indices not None):
-        """How many predictions these documents give."""
         cdef Py_ssize_t i, total = 0
         for i in range(indices.shape[0]):
             total += self.length(indices[i])

@@ -8,6 +8,7 @@ class History:
 
     loss: nats (or the model's own loss); lr: after the schedule; norm: of the gradient, before clipping;
     clipped: bool, whether clipping took hold; seconds: since the run began.  evaluations: list of (step, loss).
+    predictions: how many the run has trained on.  cut: documents cut to block_size.
     start_step: the trainer's step count when the run began.  stop_reason: why it ended.  interrupted: by Ctrl-C.
     """
 
@@ -18,6 +19,7 @@ class History:
         self._size = 0
         self.start_step = start_step
         self.evaluations = []
+        self.predictions = self.cut = 0
         self.stop_reason = None
         self.interrupted = False
 

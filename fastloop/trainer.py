@@ -57,11 +57,20 @@ class Trainer:
         self._micro = 0             # backward passes since zero_grad
         self._norms = []            # of the last steps by hand, for DivergenceError
 
+    def prepare(self, data, y=None):
+        """Documents (or X and y) as compiled data, for fit and evaluate to take many times; and how many were cut.
+
+        Data that is prepared already passes through.
+        """
+        if isinstance(data, _core.variant.Data):
+            return data, 0
+        return self.model.make_data(data, y, self.tokenizer)
+
     # The five moves
 
     def batch(self, docs, y=None):
         """A batch of all these documents (or of all rows of X and y), for forward."""
-        data, _ = self.model.make_data(docs, y, self.tokenizer)
+        data, _ = self.prepare(docs, y)
         batch = self.model.make_batch(data)
         batch.take(np.arange(data.n_examples), data.n_examples * self.grad_accum)
         return batch
@@ -195,11 +204,12 @@ class Trainer:
                 raise ValueError(f"{name} = {value!r} must be an int of at least {low}")
         if steps is not None and epochs is not None:
             raise ValueError(f"steps = {steps} and epochs = {epochs}: say one of them")
-        data, _ = self.model.make_data(data, y, self.tokenizer)
+        data, cut = self.prepare(data, y)
         order = "shuffled" if shuffle else "given"
         sampler = Sampler(data.n_examples, batch_size, self.grad_accum, order, seed, epochs=steps is None)
         steps = (epochs or 1) * sampler.steps_per_epoch if steps is None else steps
         self.history = History(self.steps)
+        self.history.cut = cut
         self._run(data, sampler, steps, log_every, callbacks)
         return self.history
 
@@ -228,6 +238,7 @@ class Trainer:
                 taken = self._loop.run(batch, indices, splits, self.grad_accum, lrs, clip_norm, losses, norms)
                 after = time.perf_counter()
                 self.steps += taken
+                history.predictions += data.predictions(indices[: splits[taken * self.grad_accum]])
                 history.extend(
                     loss=losses[:taken], lr=lrs[:taken], norm=norms[:taken], clipped=norms[:taken] > clip_norm,
                     seconds=before - began + (after - before) / count * np.arange(1, taken + 1),
@@ -257,8 +268,7 @@ class Trainer:
 
     def evaluate(self, data, y=None):
         """The mean loss per prediction (nats per token) over all of the data; the parameters are not touched."""
-        if not isinstance(data, _core.variant.TokenData):
-            data, _ = self.model.make_data(data, y, self.tokenizer)
+        data, _ = self.prepare(data, y)
         loop = _core.variant.Loop(self.model.make_core(), None)
         batch = self.model.make_batch(data)
         total, predictions = 0.0, 0
