@@ -1,6 +1,6 @@
 """fastloop: small models trained on a CPU, exactly and fast, with every step in sight."""
 
-from . import kernels, schedules
+from . import schedules
 from .config import get_num_threads, set_num_threads, show_config
 from .data import bigram_baseline, load_docs, split_docs
 from .errors import DataError, DivergenceError, FastloopError, OrderError
@@ -28,7 +28,6 @@ __all__ = [
     "Trainer",
     "bigram_baseline",
     "get_num_threads",
-    "kernels",
     "load_docs",
     "schedules",
     "set_num_threads",
