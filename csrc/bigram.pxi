@@ -1,136 +1,23 @@
 # The bigram-level model: logits = (wte[token] + wpe[position]) lm_head^T.
 
-# Up to this vocabulary the logits are kept from forward to backward; beyond, backward computes each tile again,
-# a third more arithmetic for memory that does not grow with V.
-cdef enum:
-    KEEP_LOGITS = 2048
-
-
-cdef class Bigram(Model):
-    cdef Py_ssize_t V, D, T
-    cdef const double *wte
-    cdef const double *wpe
-    cdef const double *lm_head
-    cdef double *dwte
-    cdef double *dwpe
-    cdef double *dlm_head
-    cdef Py_ssize_t ld                  # stride of x and dx
-    cdef Py_ssize_t held                # rows of logits held a panel: V, or V_TILE where they are not kept
-    cdef double *x                      # (N, ld) embeddings in rows
-    cdef double *x_panels               # (P, D, 8) the same in panels
-    cdef double *dx                     # (N, ld)
-    cdef double *logits                 # (P, held, 8) logits, then exp, then dlogits
-    cdef double *weight                 # (V_TILE, ld) a tile of lm_head with padded rows
-    cdef Softmax *softmax               # (P,)
-    cdef Tokens *tokens                 # the bound batch
-
-    def __init__(self, params, grads, Py_ssize_t V, Py_ssize_t D, Py_ssize_t T):
-        Model.__init__(self, params, grads)
-        if self.size != (2 * V + T) * D or self.grads_view.shape[0] != self.size:
-            raise ValueError(f"{(2 * V + T) * D} parameters expected, got {self.size}")
-        self.V, self.D, self.T = V, D, T
-        self.ld = padded(D)
-        self.wte = self.params
-        self.wpe = self.wte + V * D
-        self.lm_head = self.wpe + T * D
-        self.dwte = self.grads
-        self.dwpe = self.dwte + V * D
-        self.dlm_head = self.dwpe + T * D
-
-    cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
-        cdef Py_ssize_t N = round8(predictions)
-        cdef TokenBatch tokens = <TokenBatch?>batch
-        if tokens.data.n_ids > self.V or tokens.data.block_size > self.T:
-            raise ValueError(f"ids up to {tokens.data.n_ids - 1} in blocks of {tokens.data.block_size} do not fit a model "
-                             f"of {self.V} ids and blocks of {self.T}")
-        self.batch = batch
-        self.tokens = &tokens.tokens
-        self.held = self.V if self.V <= KEEP_LOGITS else V_TILE
-        self.work.reserve(N * (2 * self.ld + self.D + self.held + 1) + V_TILE * self.ld
-                          + (N // 8) * (sizeof(Softmax) // 8))
-        self.x = self.work.data
-        self.dx = self.x + N * self.ld
-        self.x_panels = self.dx + N * self.ld
-        self.logits = self.x_panels + N * self.D
-        self.weight = self.logits + N * self.held
-        self.softmax = <Softmax *>(self.weight + V_TILE * self.ld)
-        self.losses = <double *>(self.softmax + N // 8)
-        return 0
-
+cdef class Bigram(LanguageModel):
     cdef double forward(self) noexcept nogil:
         cdef Tokens *b = self.tokens
-        cdef Py_ssize_t P = tiles(b.N, 8), v, v_tile
-        cdef int threads = threads_for(2 * b.N * min(self.V, V_TILE) * self.D), i
-        for v_tile in range(tiles(self.V, V_TILE)):
-            v = v_tile * V_TILE
-            if threads == 1:
-                self.forward_panels(v, 0, P)
-            else:
-                for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                    self.forward_panels(v, P * i // threads, P * (i + 1) // threads)
+        cdef Py_ssize_t P = tiles(b.N, 8)
+        cdef int threads = threads_for(2 * b.N * self.V * self.D), i
+        if threads == 1:
+            self.forward_panels(0, P)
+        else:
+            for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                self.forward_panels(P * i // threads, P * (i + 1) // threads)
         return weighted_sum(self.losses, b.weights, b.N)
 
-    cdef void forward_panels(self, Py_ssize_t v, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-        """The tile of the vocabulary from v on, for the panels first..last: embed, logits, softmax, losses."""
-        cdef Tokens *b = self.tokens
-        cdef Py_ssize_t p, n, tokens, rows = min(self.V - v, V_TILE)
-        cdef bint kept = self.held == self.V
-        cdef double *x
-        cdef double *logits
+    cdef void forward_panels(self, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+        cdef Py_ssize_t p
         for p in range(first, last):
-            n = 8 * p
-            tokens = min(b.N - n, 8)
-            x = self.x_panels + n * self.D
-            logits = self.logits + n * self.held
-            if v == 0:
-                embed(b.inputs + n, b.positions + n, tokens, self.D, self.wte, self.wpe, self.x + n * self.ld, self.ld)
-                transpose_rows(self.x + n * self.ld, self.ld, tokens, self.D, x)
-                softmax_start(&self.softmax[p])
-            logits_tile(x, self.lm_head + v * self.D, rows, self.D, logits + (8 * v if kept else 0))
-            if not kept:
-                softmax_add(logits, rows, v, b.targets + n, tokens, &self.softmax[p])
-            elif v + rows == self.V:
-                softmax_add(logits, self.V, 0, b.targets + n, tokens, &self.softmax[p])
-            if v + rows == self.V:
-                softmax_losses(&self.softmax[p], tokens, self.losses + n)
+            self.embed_panel(p, self.x + 8 * p * self.ld, self.x_panels + 8 * p * self.D)
+        self.head_forward(first, last)
 
     cdef void backward(self) noexcept nogil:
-        cdef Tokens *b = self.tokens
-        cdef Py_ssize_t P = tiles(b.N, 8), D = self.D, v, v_tile, rows
-        cdef int threads = threads_for(4 * b.N * min(self.V, V_TILE) * D), i
-        for v_tile in range(tiles(self.V, V_TILE)):
-            v = v_tile * V_TILE
-            rows = min(self.V - v, V_TILE)
-            copy_rows(self.lm_head + v * D, rows, D, self.weight, self.ld)
-            if threads == 1:
-                self.backward_panels(v, 0, P)
-                self.backward_rows(v, 0, rows)
-                continue
-            for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                self.backward_panels(v, P * i // threads, P * (i + 1) // threads)
-            for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                self.backward_rows(v, rows * i // threads, rows * (i + 1) // threads)
-        scatter(b.inputs, b.N, D, 0, D, self.dx, self.ld, self.dwte)
-        scatter(b.positions, b.N, D, 0, D, self.dx, self.ld, self.dwpe)
-
-    cdef void backward_panels(self, Py_ssize_t v, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-        """dlogits of the tile from v on, and what it adds to dx."""
-        cdef Tokens *b = self.tokens
-        cdef Py_ssize_t p, n, tokens, rows = min(self.V - v, V_TILE)
-        cdef bint kept = self.held == self.V
-        cdef double *logits
-        for p in range(first, last):
-            n = 8 * p
-            tokens = min(b.N - n, 8)
-            logits = self.logits + n * self.held + (8 * v if kept else 0)
-            if not kept:
-                logits_tile(self.x_panels + n * self.D, self.lm_head + v * self.D, rows, self.D, logits)
-                softmax_exp(logits, rows, &self.softmax[p])
-            softmax_grad(logits, rows, v, b.targets + n, b.weights + n, tokens, &self.softmax[p])
-            logits_dx(logits, tokens, rows, self.weight, self.ld, self.D, self.dx + n * self.ld, self.ld, v > 0)
-
-    cdef void backward_rows(self, Py_ssize_t v, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-        """The gradient of rows v + first .. v + last of lm_head, over all tokens in order."""
-        cdef Py_ssize_t row = v + first if self.held == self.V else first
-        logits_dw(self.logits + 8 * row, 8 * self.held, last - first, self.tokens.N, self.x, self.ld, self.D,
-                  self.dlm_head + (v + first) * self.D)
+        self.head_backward()
+        self.scatter_embeddings()
