@@ -19,8 +19,9 @@ cdef struct AdamStep:
 cdef AdamStep adam_scalars(double lr, double beta1, double beta2, double eps, int64_t t, double grad_scale,
                            double weight_decay, bint decoupled) noexcept nogil:
     cdef AdamStep c
-    c.step_size = lr / (1.0 - pow(beta1, <double>t))
-    c.v_scale = 1.0 / sqrt(1.0 - pow(beta2, <double>t))
+    # 1 - beta^t as -expm1(t log beta): with beta near 1 the difference would lose three digits in the first steps.
+    c.step_size = lr / -expm1(<double>t * log(beta1))
+    c.v_scale = 1.0 / sqrt(-expm1(<double>t * log(beta2)))
     c.beta1 = beta1
     c.beta2 = beta2
     c.eps = eps
@@ -67,13 +68,14 @@ cdef void adam_run(double *grad, double *param, double *m, double *v, Py_ssize_t
         adam_update(grad + first, param + first, m + first, v + first, last - first, c, zero_grad)
 
 
-def adam_step(double[::1] grad not None, double[::1] param not None, double[::1] m not None, double[::1] v not None,
-              double lr, double beta1, double beta2, double eps, int64_t t, double weight_decay, bint decoupled,
-              double grad_scale, bint zero_grad):
+def adam_step(const double[::1] grad not None, double[::1] param not None, double[::1] m not None,
+              double[::1] v not None, double lr, double beta1, double beta2, double eps, int64_t t, double weight_decay,
+              bint decoupled, double grad_scale, bint zero_grad):
+    # grad is written to only if zero_grad; const lets a read-only gradient through otherwise.
     cdef AdamStep c = adam_scalars(lr, beta1, beta2, eps, t, grad_scale, weight_decay, decoupled)
     if param.shape[0]:
         with nogil:
-            adam_run(&grad[0], &param[0], &m[0], &v[0], param.shape[0], &c, zero_grad)
+            adam_run(<double *>&grad[0], &param[0], &m[0], &v[0], param.shape[0], &c, zero_grad)
 
 
 cdef class Adam(Optimizer):

@@ -16,7 +16,7 @@
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cython.parallel cimport prange
-from libc.math cimport INFINITY, fabs, isfinite, log1p, pow, sqrt
+from libc.math cimport INFINITY, expm1, fabs, isfinite, ldexp, log, log1p, sqrt
 from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.string cimport memcpy, memset
 

@@ -73,7 +73,10 @@ cdef void softmax_losses(const Softmax *s, Py_ssize_t tokens, double *losses) no
 
 cdef void softmax_grad(double *e, Py_ssize_t rows, Py_ssize_t v, const int64_t *targets, const double *weights,
                        Py_ssize_t tokens, const Softmax *s) noexcept nogil:
-    """e (rows, 8) = exp(logits - max) overwritten with weights[t] d loss[t] / d logits = weights (softmax - one-hot)."""
+    """e (rows, 8) = exp(logits - max), overwritten with weights[t] d loss[t] / d logits[t].
+
+    That is weights (softmax - one-hot).
+    """
     cdef Py_ssize_t i, t
     cdef double total, others
     cdef double[8] scale

@@ -41,7 +41,8 @@ cdef void matmul(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
                     memcpy(C + (i + r) * ldc + j, edge + 8 * r, columns * 8)
 
 
-cdef void transpose_rows(const double *x, Py_ssize_t ldx, Py_ssize_t tokens, Py_ssize_t D, double *panel) noexcept nogil:
+cdef void transpose_rows(const double *x, Py_ssize_t ldx, Py_ssize_t tokens, Py_ssize_t D,
+                         double *panel) noexcept nogil:
     """panel (D, 8) = x (tokens, D) turned round, tokens <= 8; the lanes past the last token are zeroed."""
     cdef Py_ssize_t d, t
     for t in range(tokens):
@@ -52,7 +53,8 @@ cdef void transpose_rows(const double *x, Py_ssize_t ldx, Py_ssize_t tokens, Py_
             panel[8 * d + t] = 0.0
 
 
-cdef void transpose_panel(const double *panel, Py_ssize_t tokens, Py_ssize_t D, double *x, Py_ssize_t ldx) noexcept nogil:
+cdef void transpose_panel(const double *panel, Py_ssize_t tokens, Py_ssize_t D, double *x,
+                          Py_ssize_t ldx) noexcept nogil:
     """x (tokens, D) = panel (D, 8) turned round, tokens <= 8."""
     cdef Py_ssize_t d, t
     for t in range(tokens):

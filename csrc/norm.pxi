@@ -49,18 +49,11 @@ cdef double sum_squares_blocks(const double *x, Py_ssize_t n, double scale, doub
 cdef double norm2(const double *x, Py_ssize_t n, double *partial) noexcept nogil:
     """sqrt(sum x^2); `partial` holds a value for each NORM_BLOCK.  Not finite only where an x or the norm is not."""
     cdef double total = sum_squares_blocks(x, n, 1.0, partial), scale
-    cdef Py_ssize_t i
     if 1e-290 < total < INFINITY:
         return sqrt(total)
-    # Squares overflowed or vanished (or nothing is there): again, scaled by the largest.
-    scale = 0.0
-    for i in range(n):
-        if not isfinite(x[i]):
-            return fabs(x[i])
-        scale = max(scale, fabs(x[i]))
-    if scale < 1e-300:
-        return scale
-    return sqrt(sum_squares_blocks(x, n, 1.0 / scale, partial)) * scale
+    # The squares overflowed or vanished (or nothing is there): again, scaled by a power of two, which rounds nothing.
+    scale = ldexp(1.0, 600 if total <= 1e-290 else -600)
+    return sqrt(sum_squares_blocks(x, n, scale, partial)) / scale
 
 
 def grad_norm(const double[::1] grad not None):

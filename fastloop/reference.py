@@ -148,7 +148,8 @@ def adam_step(
 
 
 def grad_norm(grad):
-    """sqrt(sum grad^2) of an array (n,); scaled by the largest, so that no square overflows or vanishes."""
+    """sqrt(sum grad^2) of an array of any shape; scaled by the largest, so that no square overflows or vanishes."""
+    grad = grad.reshape(-1)
     largest = np.abs(grad).max(initial=0.0)
     if 1e-140 < largest < 1e140:
         return np.sqrt(grad @ grad)

@@ -1,0 +1,75 @@
+"""Checks of users' arrays and numbers, made before compiled code sees them.  Messages only; no policy.
+
+The compiled loops look at nothing: a wrong length or id there is a write into foreign memory.  Every
+error shows what was given beside what is needed.
+"""
+
+import math
+import numbers
+from itertools import combinations, product
+
+import numpy as np
+
+
+def array(name, x, shape=None, dtype=np.float64, writeable=False):
+    """Return x as a NumPy array over the same memory, as the compiled loops need it; never a copy.
+
+    x : NumPy array, or anything that NumPy can view (a CPU torch tensor, an array.array).
+    shape : sizes, None where any size will do; no axis but the first may be empty.  Any shape if omitted.
+
+    Raises TypeError for something else than an array and for another dtype or byte order; ValueError for another
+    shape, and for memory that is not C-contiguous, not aligned or (where needed) not writeable.
+    """
+    a = x
+    if not isinstance(x, np.ndarray):
+        try:
+            a, again = np.asarray(x), np.asarray(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} cannot be viewed as an array: {error}") from error
+        # Two views have one address; two copies, both alive, have not.
+        if _address(a) != _address(again):
+            raise TypeError(f"{name} is a {type(x).__name__}; needed is an array that NumPy can view without a copy")
+    if a.dtype != dtype:
+        raise TypeError(f"{name} has dtype {a.dtype}; needed is {np.dtype(dtype)} (fastloop never makes a silent copy)")
+    if shape is not None and not _fits(a.shape, shape):
+        needed = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{name} has shape {a.shape}; needed is ({needed}{',' if len(shape) == 1 else ''})")
+    if 0 in a.shape[1:]:
+        raise ValueError(f"{name} has shape {a.shape}; only the first axis may be empty")
+    if not a.flags.c_contiguous:
+        raise ValueError(f"{name} has strides {a.strides}; needed is C-contiguous memory of shape {a.shape}")
+    if not a.flags.aligned:
+        raise ValueError(f"{name} begins at address {_address(a):#x}; needed is a multiple of {a.itemsize}")
+    if writeable and not a.flags.writeable:
+        raise ValueError(f"{name} is read-only; it is an output and must be writeable")
+    return a
+
+
+def _address(a):
+    return a.__array_interface__["data"][0]
+
+
+def _fits(shape, needed):
+    return len(shape) == len(needed) and all(m in (None, n) for n, m in zip(shape, needed, strict=True))
+
+
+def ids(name, x, limit):
+    """Raise IndexError unless every id of x (n,) lies in [0, limit)."""
+    if x.size and (x.min() < 0 or x.max() >= limit):
+        i = np.flatnonzero((x < 0) | (x >= limit))[0]
+        raise IndexError(f"{name}[{i}] = {x[i]} is outside [0, {limit})")
+
+
+def separate(outputs, inputs):
+    """Raise ValueError if an output shares memory with another output or an input; both are {name: array}."""
+    for (a, x), (b, y) in [*combinations(outputs.items(), 2), *product(outputs.items(), inputs.items())]:
+        if np.may_share_memory(x, y):       # compares bounds, which is exact for contiguous arrays
+            raise ValueError(f"{a} and {b} overlap in memory; an output needs memory of its own")
+
+
+def number(name, x, low=-math.inf, high=math.inf, *, above=False, kind=numbers.Real):
+    """Raise unless the number x lies in [low, high), or in (low, high) where `above`; NaN never does."""
+    if not isinstance(x, kind):
+        raise TypeError(f"{name} = {x!r} is a {type(x).__name__}; needed is a number ({kind.__name__.lower()})")
+    if not (low < x if above else low <= x) or not x < high:
+        raise ValueError(f"{name} = {x} is outside {'(' if above else '['}{low}, {high})")

@@ -1,0 +1,154 @@
+# The compiled kernels and classes, in every variant alike.  Nothing is checked here: wrong sizes or ids
+# are writes into foreign memory.  Trailing comments give the C types; sizes as in csrc/core.pxi.
+
+import numpy as np
+
+def set_max_threads(n: int) -> None: ...
+def embedding_forward(
+    inputs: np.ndarray,         # const int64_t[::1] (N,)
+    positions: np.ndarray,      # const int64_t[::1] (N,)
+    wte: np.ndarray,            # const double[:, ::1] (V, D)
+    wpe: np.ndarray,            # const double[:, ::1] (T, D)
+    x: np.ndarray,              # double[:, ::1] (N, D)
+) -> None: ...
+def embedding_backward(
+    inputs: np.ndarray,         # const int64_t[::1] (N,)
+    positions: np.ndarray,      # const int64_t[::1] (N,)
+    dx: np.ndarray,             # const double[:, ::1] (N, D)
+    dwte: np.ndarray,           # double[:, ::1] (V, D)
+    dwpe: np.ndarray,           # double[:, ::1] (T, D)
+) -> None: ...
+def logits_forward(
+    x: np.ndarray,              # const double[:, ::1] (N, D)
+    lm_head: np.ndarray,        # const double[:, ::1] (V, D)
+    logits: np.ndarray,         # double[:, ::1] (N, V)
+) -> None: ...
+def logits_backward(
+    x: np.ndarray,              # const double[:, ::1] (N, D)
+    lm_head: np.ndarray,        # const double[:, ::1] (V, D)
+    dlogits: np.ndarray,        # const double[:, ::1] (N, V)
+    dx: np.ndarray,             # double[:, ::1] (N, D)
+    dlm_head: np.ndarray,       # double[:, ::1] (V, D)
+) -> None: ...
+def cross_entropy_forward(
+    logits: np.ndarray,         # const double[:, ::1] (N, V)
+    targets: np.ndarray,        # const int64_t[::1] (N,)
+    losses: np.ndarray,         # double[::1] (N,)
+) -> None: ...
+def cross_entropy_backward(
+    logits: np.ndarray,         # const double[:, ::1] (N, V)
+    targets: np.ndarray,        # const int64_t[::1] (N,)
+    dlogits: np.ndarray,        # double[:, ::1] (N, V)
+) -> float: ...
+def adam_step(
+    grad: np.ndarray,           # const double[::1] (n,), yet zeroed if zero_grad
+    param: np.ndarray,          # double[::1] (n,)
+    m: np.ndarray,              # double[::1] (n,)
+    v: np.ndarray,              # double[::1] (n,)
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    t: int,
+    weight_decay: float,
+    decoupled: bool,
+    grad_scale: float,
+    zero_grad: bool,
+) -> None: ...
+def grad_norm(
+    grad: np.ndarray,           # const double[::1] (n,)
+) -> float: ...
+
+class Batch:
+    @property
+    def n_examples(self) -> int: ...
+    @property
+    def n_predictions(self) -> int: ...
+
+class TokenData:
+    def __init__(
+        self,
+        ids: np.ndarray,        # const int32_t[::1]
+        starts: np.ndarray,     # const int64_t[::1] (documents + 1,)
+        block_size: int,
+    ) -> None: ...
+    @property
+    def n_examples(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def longest(self) -> int: ...
+
+class TokenBatch(Batch):
+    def __init__(self, data: TokenData) -> None: ...
+    def take(
+        self,
+        indices: np.ndarray,    # const int64_t[::1] (documents,)
+        total: float,
+    ) -> None: ...
+    def arrays(self) -> tuple[list[int], list[int], list[int], list[float]]: ...
+
+class Model:
+    def __init__(
+        self,
+        params: np.ndarray,     # const double[::1] (size,)
+        grads: np.ndarray,      # double[::1] (size,)
+    ) -> None: ...
+    @property
+    def size(self) -> int: ...
+
+class Bigram(Model):
+    def __init__(
+        self,
+        params: np.ndarray,     # const double[::1] ((2 V + T) D,)
+        grads: np.ndarray,      # double[::1] ((2 V + T) D,)
+        V: int,
+        D: int,
+        T: int,
+    ) -> None: ...
+
+class Optimizer:
+    t: int
+
+class Adam(Optimizer):
+    def __init__(
+        self,
+        grad: np.ndarray,       # double[::1] (n,)
+        param: np.ndarray,      # double[::1] (n,)
+        m: np.ndarray,          # double[::1] (n,)
+        v: np.ndarray,          # double[::1] (n,)
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None: ...
+
+class Loop:
+    def __init__(self, model: Model, optimizer: Optimizer | None) -> None: ...
+    @property
+    def model(self) -> Model: ...
+    @property
+    def optimizer(self) -> Optimizer: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def norm(self) -> float: ...
+    def zero_grad(self) -> None: ...
+    def forward(self, batch: Batch) -> float: ...
+    def backward(self) -> None: ...
+    def grad_norm(self) -> float: ...
+    def scale_grads(self, scale: float) -> None: ...
+    def step(self, lr: float, grad_scale: float = 1.0) -> None: ...
+    def total_loss(self) -> float: ...
+    def run(
+        self,
+        batch: Batch,
+        indices: np.ndarray,    # const int64_t[::1]
+        splits: np.ndarray,     # const int64_t[::1] (steps accumulate + 1,)
+        accumulate: int,
+        lrs: np.ndarray,        # const double[::1] (steps,)
+        clip_norm: float,
+        losses: np.ndarray,     # double[::1] (steps,)
+        norms: np.ndarray,      # double[::1] (steps,)
+    ) -> int: ...

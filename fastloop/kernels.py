@@ -1,0 +1,216 @@
+"""The compiled kernels for users' own training loops, checked at the boundary.
+
+Each has the name and signature of its NumPy twin in fastloop.reference, and computes the same.  The loops are in csrc/;
+only checks and documentation live here.
+
+Common to all: arrays are float64, ids int64, native byte order, C-contiguous, and outputs are written in place.  NumPy
+arrays will do, and whatever NumPy can view without a copy, such as a CPU torch tensor.  Before anything is written,
+
+- TypeError is raised for what is not an array (None, a list), for another dtype, and for a number that is none;
+- ValueError for shapes that do not fit each other, memory that is strided, unaligned or read-only where it
+  is written to, an output that overlaps another argument, and a number out of its range;
+- IndexError for an id out of range, with its place: `targets[3] = 27 is outside [0, 27)`.
+
+Sizes: N tokens, which may be 0; D embedding width, V vocabulary, T positions.
+"""
+
+import numbers
+
+import numpy as np
+
+from ._check import array, ids, number, separate
+from ._core import variant
+
+
+def embedding_forward(inputs, positions, wte, wpe, x):
+    """Token plus position embedding: x[n] = wte[inputs[n]] + wpe[positions[n]].
+
+    inputs : (N,) int64 in [0, V)
+    positions : (N,) int64 in [0, T)
+    wte : (V, D)
+    wpe : (T, D)
+    x : (N, D), overwritten
+    """
+    inputs = array("inputs", inputs, (None,), np.int64)
+    N = len(inputs)
+    positions = array("positions", positions, (N,), np.int64)
+    wte = array("wte", wte, (None, None))
+    V, D = wte.shape
+    wpe = array("wpe", wpe, (None, D))
+    x = array("x", x, (N, D), writeable=True)
+    ids("inputs", inputs, V)
+    ids("positions", positions, len(wpe))
+    separate({"x": x}, {"inputs": inputs, "positions": positions, "wte": wte, "wpe": wpe})
+    variant.embedding_forward(inputs, positions, wte, wpe, x)
+
+
+def embedding_backward(inputs, positions, dx, dwte, dwpe):
+    """The gradients of embedding_forward: dwte[inputs[n]] += dx[n], dwpe[positions[n]] += dx[n], n in order.
+
+    inputs : (N,) int64 in [0, V)
+    positions : (N,) int64 in [0, T)
+    dx : (N, D), gradient by x
+    dwte : (V, D), added to
+    dwpe : (T, D), added to
+    """
+    inputs = array("inputs", inputs, (None,), np.int64)
+    N = len(inputs)
+    positions = array("positions", positions, (N,), np.int64)
+    dx = array("dx", dx, (N, None))
+    D = dx.shape[1]
+    dwte = array("dwte", dwte, (None, D), writeable=True)
+    dwpe = array("dwpe", dwpe, (None, D), writeable=True)
+    ids("inputs", inputs, len(dwte))
+    ids("positions", positions, len(dwpe))
+    separate({"dwte": dwte, "dwpe": dwpe}, {"inputs": inputs, "positions": positions, "dx": dx})
+    variant.embedding_backward(inputs, positions, dx, dwte, dwpe)
+
+
+def logits_forward(x, lm_head, logits):
+    """Logits: logits = x lm_head^T.
+
+    x : (N, D)
+    lm_head : (V, D)
+    logits : (N, V), overwritten
+    """
+    x = array("x", x, (None, None))
+    N, D = x.shape
+    lm_head = array("lm_head", lm_head, (None, D))
+    logits = array("logits", logits, (N, len(lm_head)), writeable=True)
+    separate({"logits": logits}, {"x": x, "lm_head": lm_head})
+    variant.logits_forward(x, lm_head, logits)
+
+
+def logits_backward(x, lm_head, dlogits, dx, dlm_head):
+    """The gradients of logits_forward: dx = dlogits lm_head, dlm_head += dlogits^T x.
+
+    x : (N, D)
+    lm_head : (V, D)
+    dlogits : (N, V), gradient by logits
+    dx : (N, D), overwritten
+    dlm_head : (V, D), added to
+    """
+    x = array("x", x, (None, None))
+    N, D = x.shape
+    lm_head = array("lm_head", lm_head, (None, D))
+    V = len(lm_head)
+    dlogits = array("dlogits", dlogits, (N, V))
+    dx = array("dx", dx, (N, D), writeable=True)
+    dlm_head = array("dlm_head", dlm_head, (V, D), writeable=True)
+    separate({"dx": dx, "dlm_head": dlm_head}, {"x": x, "lm_head": lm_head, "dlogits": dlogits})
+    variant.logits_backward(x, lm_head, dlogits, dx, dlm_head)
+
+
+def cross_entropy_forward(logits, targets, losses):
+    """Softmax cross-entropy of each row: losses[n] = log(sum_v exp(logits[n, v])) - logits[n, targets[n]].
+
+    logits : (N, V); -inf means a probability of zero
+    targets : (N,) int64 in [0, V)
+    losses : (N,), overwritten, in nats
+
+    With m the largest logit and r the sum of exp(l - m) over the others, the loss is (m - l_target) + log1p(r), so
+    that neither large logits nor a tiny loss lose anything.  exp(l - m) counts as 0 where l - m < -708.
+
+    Raises FloatingPointError for the first row whose loss is not finite: a logit is NaN or +inf, all are -inf, the
+    target's is -inf, or the loss exceeds float64.  All of losses has been written by then.
+    """
+    logits = array("logits", logits, (None, None))
+    N, V = logits.shape
+    targets = array("targets", targets, (N,), np.int64)
+    losses = array("losses", losses, (N,), writeable=True)
+    ids("targets", targets, V)
+    separate({"losses": losses}, {"logits": logits, "targets": targets})
+    variant.cross_entropy_forward(logits, targets, losses)
+    _require_finite(losses, logits, targets)
+
+
+def cross_entropy_backward(logits, targets, dlogits):
+    """Return the mean loss in nats, and its gradient: dlogits = (softmax(logits) - one_hot(targets)) / N.
+
+    logits : (N, V); -inf means a probability of zero
+    targets : (N,) int64 in [0, V)
+    dlogits : (N, V), overwritten
+
+    The losses are those of cross_entropy_forward.  softmax - 1, at the target, is taken as minus the sum of the other
+    probabilities, so that the gradient of a confident model keeps all its digits.
+
+    Raises FloatingPointError as cross_entropy_forward does; dlogits has been written by then, and is of no use.
+    Raises ValueError where N = 0, since nothing has no mean.
+    """
+    logits = array("logits", logits, (None, None))
+    N, V = logits.shape
+    if N == 0:
+        raise ValueError(f"logits has shape {logits.shape}; needed is at least one row, for a mean")
+    targets = array("targets", targets, (N,), np.int64)
+    dlogits = array("dlogits", dlogits, (N, V), writeable=True)
+    ids("targets", targets, V)
+    separate({"dlogits": dlogits}, {"logits": logits, "targets": targets})
+    loss = variant.cross_entropy_backward(logits, targets, dlogits)
+    if not np.isfinite(loss):
+        losses = np.empty(N)
+        variant.cross_entropy_forward(logits, targets, losses)
+        _require_finite(losses, logits, targets)
+        raise FloatingPointError(f"the mean of {N} losses is {loss}; the largest is {losses.max()}")
+    return loss
+
+
+def _require_finite(losses, logits, targets):
+    if not np.isfinite(losses).all():
+        n = np.flatnonzero(~np.isfinite(losses))[0]
+        v = targets[n]
+        raise FloatingPointError(
+            f"losses[{n}] = {losses[n]}: targets[{n}] = {v}, logits[{n}, {v}] = {logits[n, v]}, "
+            f"the row's largest logit is {logits[n].max()}"
+        )
+
+
+def adam_step(
+    grad, param, m, v, *, lr, beta1, beta2, eps, t, weight_decay=0.0, decoupled=False, grad_scale=1.0, zero_grad=False
+):
+    """One step of Adam in place, in one pass over memory.
+
+    grad, param, m, v : arrays of one shape, which may be empty.  param and the moments m and v (zeros before
+        the first step) are overwritten; grad is set to zero if zero_grad, and may be read-only if not.
+    lr : learning rate, [0, inf)
+    beta1, beta2 : decay of the moments in a step, [0, 1)
+    eps : added to sqrt(v), (0, inf)
+    t : this step's number, 1 for the first
+    weight_decay : [0, inf); added to the gradient as weight_decay param, or, if `decoupled` (AdamW), taken off param
+        as lr weight_decay param
+    grad_scale : multiplies grad as it is read, for clipping or for a mean over accumulated gradients
+
+    With g = grad_scale grad (+ weight_decay param, unless decoupled):
+
+        m = beta1 m + (1 - beta1) g             v = beta2 v + (1 - beta2) g^2
+        param = param (1 - lr weight_decay, if decoupled) - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+
+    D. P. Kingma and J. Ba, Adam, ICLR 2015, algorithm 1; I. Loshchilov and F. Hutter, Decoupled weight decay
+    regularization, ICLR 2019.  One difference: a moment that falls below 1e-290 in size becomes zero, since arithmetic
+    on the subnormal numbers it would decay to is many times slower.  A gradient that is NaN or infinite is not
+    refused; it spoils its own elements.  See grad_norm.
+    """
+    grad = array("grad", grad, writeable=zero_grad)
+    param = array("param", param, grad.shape, writeable=True)
+    m = array("m", m, grad.shape, writeable=True)
+    v = array("v", v, grad.shape, writeable=True)
+    separate({"param": param, "m": m, "v": v}, {"grad": grad})
+    number("lr", lr, 0)
+    number("beta1", beta1, 0, 1)
+    number("beta2", beta2, 0, 1)
+    number("eps", eps, 0, above=True)
+    number("t", t, 1, 2**63, kind=numbers.Integral)
+    number("weight_decay", weight_decay, 0)
+    number("grad_scale", grad_scale, above=True)
+    variant.adam_step(
+        grad.reshape(-1), param.reshape(-1), m.reshape(-1), v.reshape(-1),
+        lr, beta1, beta2, eps, t, weight_decay, decoupled, grad_scale, zero_grad,
+    )
+
+
+def grad_norm(grad):
+    """Return the Euclidean norm sqrt(sum grad^2) of an array of any shape; 0.0 if it is empty.
+
+    Neither overflows nor vanishes unless the norm itself does.  It is not finite where an element is not, so that one
+    look at it tells whether a gradient may be used.
+    """
+    return variant.grad_norm(array("grad", grad).reshape(-1))
