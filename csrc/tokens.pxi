@@ -18,40 +18,58 @@ cdef class Data:
     """Examples that batches are filled from."""
     cdef readonly Py_ssize_t n_examples
     cdef readonly Py_ssize_t longest        # predictions that an example gives at most
+    cdef readonly bint windows              # the examples overlap, to be drawn at random
+    cdef readonly Py_ssize_t stride         # every stride-th example: together they hold each prediction once
+
+    def __cinit__(self):
+        self.stride = 1
 
     def predictions(self, const int64_t[::1] indices not None):
         """How many predictions these examples give."""
         raise NotImplementedError
 
+    def fingerprint(self):
+        """A checksum of the contents: a resumed run must see the same data."""
+        raise NotImplementedError
+
 
 cdef class TokenData(Data):
-    """Documents as ids, end to end: document i is ids[starts[i] : starts[i + 1] + 1], from BOS to BOS.
+    """Token ids, and where the examples lie in them.
 
-    Neighbours share the BOS between them.  A document gives starts[i + 1] - starts[i] predictions, or
-    `block_size` where that is less.
+    Documents stand end to end: document i is ids[starts[i] : starts[i + 1] + 1], from BOS to BOS, neighbours
+    sharing the BOS between them; it gives starts[i + 1] - starts[i] predictions, or `block_size` where that is less.
+    With starts None the ids are one stream of text, and example i is the window of `block_size` predictions from i on.
     """
     cdef const int32_t[::1] ids
     cdef const int64_t[::1] starts
     cdef readonly Py_ssize_t block_size
     cdef readonly Py_ssize_t n_ids          # all ids are below this
-
-    def __init__(self, const int32_t[::1] ids not None, const int64_t[::1] starts not None, Py_ssize_t block_size):
+    def __init__(self, const int32_t[::1] ids not None, const int64_t[::1] starts, Py_ssize_t block_size):
         cdef Py_ssize_t i
-        if starts.shape[0] < 2 or starts[0] < 0 or starts[starts.shape[0] - 1] >= ids.shape[0]:
-            raise ValueError(f"starts ({starts.shape[0]},) must lead into ids ({ids.shape[0]},)")
-        for i in range(starts.shape[0] - 1):
-            if starts[i + 1] <= starts[i]:
-                raise ValueError(f"starts[{i + 1}] = {starts[i + 1]} must be greater than {starts[i]}")
         for i in range(ids.shape[0]):
             if ids[i] < 0:
                 raise IndexError(f"ids[{i}] = {ids[i]} is negative")
             self.n_ids = max(self.n_ids, ids[i] + 1)
         self.ids = ids
         self.starts = starts
-        self.n_examples = starts.shape[0] - 1
         self.block_size = block_size
+        self.windows = starts is None
+        if self.windows:
+            if ids.shape[0] <= block_size:
+                raise ValueError(f"a text of {ids.shape[0]} tokens holds no window of {block_size} predictions")
+            self.n_examples = ids.shape[0] - block_size
+            self.longest = self.stride = block_size
+            return
+        self.n_examples = starts.shape[0] - 1
+        if self.n_examples < 1 or starts[0] < 0 or starts[self.n_examples] >= ids.shape[0]:
+            raise ValueError(f"starts ({starts.shape[0]},) must lead into ids ({ids.shape[0]},)")
         for i in range(self.n_examples):
+            if starts[i + 1] <= starts[i]:
+                raise ValueError(f"starts[{i + 1}] = {starts[i + 1]} must be greater than {starts[i]}")
             self.longest = max(self.longest, self.length(i))
+
+    def fingerprint(self):
+        return zlib.crc32(b"windows" if self.windows else self.starts, zlib.crc32(self.ids, self.block_size))
 
     def predictions(self, const int64_t[::1] indices not None):
         cdef Py_ssize_t i, total = 0
@@ -59,8 +77,11 @@ cdef class TokenData(Data):
             total += self.length(indices[i])
         return total
 
+    cdef inline Py_ssize_t begin(self, Py_ssize_t i) noexcept nogil:
+        return i if self.windows else self.starts[i]
+
     cdef inline Py_ssize_t length(self, Py_ssize_t i) noexcept nogil:
-        return min(self.starts[i + 1] - self.starts[i], self.block_size)
+        return self.block_size if self.windows else min(self.starts[i + 1] - self.starts[i], self.block_size)
 
 
 cdef struct Tokens:
@@ -115,7 +136,7 @@ cdef class TokenBatch(Batch):
         cdef const int32_t *ids
         cdef double weight
         for b in range(count):
-            ids = &self.data.ids[self.data.starts[indices[b]]]
+            ids = &self.data.ids[self.data.begin(indices[b])]
             length = self.data.length(indices[b])
             weight = 1.0 / (total * <double>length)
             self.tokens.first[b] = n

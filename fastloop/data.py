@@ -24,6 +24,18 @@ def load_docs(path=None, encoding="utf-8") -> list[str]:
     the place; OSError as `open` does; LookupError for an encoding that Python does not know.
     """
     path = NAMES if path is None else os.fspath(path)
+    text = load_text(path, encoding)
+    docs = [doc for line in _lines(text) if (doc := line.strip())]
+    if not docs:
+        raise DataError(f"{path}: no documents: the file {'holds only blank lines' if text else 'is empty'}")
+    return docs
+
+
+def load_text(path, encoding="utf-8") -> str:
+    """Read a whole file as one text, for a model that learns from windows of it.
+
+    A byte order mark is dropped, line ends become LF, and nothing else changes.  Raises as `load_docs` does.
+    """
     with open(path, "rb") as file:
         raw = file.read()
     try:
@@ -43,10 +55,7 @@ def load_docs(path=None, encoding="utf-8") -> list[str]:
             f"{path}: line {len(before)}, column {len(before[-1]) + 1}: a NUL character, which text does not have; "
             f"is the file binary, or in another encoding than {encoding}?"
         )
-    docs = [doc for line in _lines(text) if (doc := line.strip())]
-    if not docs:
-        raise DataError(f"{path}: no documents: the file {'holds only blank lines' if raw else 'is empty'}")
-    return docs
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _lines(text):
@@ -79,11 +88,14 @@ def split_docs(docs, fraction, seed):
 def pack(docs, tokenizer, block_size):
     """Documents in the layout that the compiled models read.
 
-    docs: list of str, at least one; an empty str is one prediction, from BOS to BOS.
+    docs: list of str, at least one; an empty str is one prediction, from BOS to BOS.  Or one str, a text to be read in
+    windows of block_size predictions from anywhere in it, without BOS.
     Returns (data, n_cut): a TokenData, and how many documents give more than `block_size` predictions, and are cut.
     Raises ValueError for a block_size below 1; for the rest as `tokenizer.encode_docs` does.
     """
     block_size = _checked(block_size)
+    if isinstance(docs, str):
+        return variant.TokenData(_stream(docs, tokenizer), None, block_size), 0
     ids, starts = tokenizer.encode_docs(docs)
     n_cut = int(np.count_nonzero(np.diff(starts) > block_size))
     return variant.TokenData(ids, starts, block_size), n_cut
@@ -114,10 +126,19 @@ def bigram_baseline(train, val=None, *, tokenizer, block_size):
 def _pairs(docs, tokenizer, block_size):
     """The predictions of docs, cut to block_size, as (N,) int64: V * (the id that is seen) + the id to predict."""
     block_size = _checked(block_size)
+    if isinstance(docs, str):
+        ids = _stream(docs, tokenizer).astype(np.int64)
+        return ids[:-1] * tokenizer.vocab_size + ids[1:]
     ids, starts = tokenizer.encode_docs(docs)
     positions = np.arange(ids.size - 1) - np.repeat(starts[:-1], np.diff(starts))
     ids = ids.astype(np.int64)
     return (ids[:-1] * tokenizer.vocab_size + ids[1:])[positions < block_size]
+
+
+def _stream(text, tokenizer):
+    """The ids of one text, without the BOS on either side."""
+    ids, _ = tokenizer.encode_docs([text])
+    return ids[1:-1]
 
 
 def _checked(block_size):

@@ -24,3 +24,7 @@ class DivergenceError(FastloopError, ArithmeticError):
         super().__init__(message)
         self.step, self.loss, self.norm, self.lr = step, loss, norm, lr
         self.last_norms, self.history = list(last_norms), history
+
+
+class CheckpointError(FastloopError, ValueError):
+    """A checkpoint cannot be read, or does not fit what it is loaded into; the message says why."""

@@ -125,3 +125,6 @@ class BigramLM(LanguageModel):
 
     def next_logits(self, token, position):
         return self.params["lm_head"] @ (self.params["wte"][token] + self.params["wpe"][position])
+
+
+CLASSES = {cls.__name__: cls for cls in (BigramLM,)}

@@ -4,8 +4,6 @@ The same object serves a model under a Trainer (`fl.Adam(lr=0.01)`) or the user'
 (`fl.Adam(params=[w, b])`, then `opt.step([gw, gb])`).  Argument names, defaults and state_dict() are torch.optim's.
 """
 
-from math import isfinite
-
 import numpy as np
 
 from . import _core
@@ -54,6 +52,7 @@ class Optimizer:
         self._steps = 0
         self._core = None       # the compiled optimiser, where a model is bound
         self.model = None
+        self.flats = {}         # slot -> Params in the model's shapes
         self._params = None
         if params is not None:
             self._params = [view(f"params[{i}]", p) for i, p in enumerate(params)]
@@ -95,8 +94,8 @@ class Optimizer:
         if self.model is not None:
             raise ValueError("this optimiser already serves another model; make one for each")
         self.model = model
-        self._flats = {slot: Params(model.params.shapes) for slot in self.slots}
-        self._state = [{slot: self._flats[slot][name] for slot in self.slots} for name in model.params]
+        self.flats = {slot: Params(model.params.shapes) for slot in self.slots}
+        self._state = [{slot: self.flats[slot][name] for slot in self.slots} for name in model.params]
         spared = [any(name == n or name.endswith("." + n) for n in self.no_decay) for name in model.params]
         for n in self.no_decay:
             if not any(name == n or name.endswith("." + n) for name in model.params):
@@ -111,7 +110,7 @@ class Optimizer:
                 decays.append(decay)
         self._core = self._make_core(
             model.grads.flat, model.params.flat, np.array(bounds, np.int64), np.array(decays),
-            *(self._flats[slot].flat for slot in self.slots),
+            *(self.flats[slot].flat for slot in self.slots),
         )
         self._core.t = self._steps
         return self._core
@@ -123,7 +122,7 @@ class Optimizer:
         before anything is written.
         """
         if self._params is None:
-            raise TypeError("step(grads) serves an optimiser made with params=[...]; under a Trainer call trainer.step()")
+            raise TypeError("step(grads) serves an optimiser made with params; under a Trainer call trainer.step()")
         grads = list(grads)
         if len(grads) != len(self._params):
             raise ValueError(f"{len(grads)} gradients for {len(self._params)} params")
@@ -148,12 +147,12 @@ class Optimizer:
         Tensor i is the i-th of params, or of the bound model's tensors in their order.  lr is without the schedule.
         """
         tensors = self._state if self._params is not None or self.model is not None else []
-        state = {i: {"step": self.t, **{slot: array.copy() for slot, array in s.items()}} for i, s in enumerate(tensors)}
+        state = {i: {"step": self.t, **{name: a.copy() for name, a in slots.items()}} for i, slots in enumerate(tensors)}
         group = {"lr": self.lr, **{name: getattr(self, name) for name in self.hyper}, "weight_decay": self.weight_decay}
         return {"state": state, "param_groups": [{**group, "params": list(range(len(tensors)))}]}
 
     def load_state_dict(self, state_dict):
-        """Take over a state_dict() of the same kind over tensors of the same shapes; ValueError else, nothing changed."""
+        """Take over a state_dict() of the same kind over tensors of the same shapes; else ValueError, nothing changed."""
         group, state = state_dict["param_groups"][0], state_dict["state"]
         if self._params is None and self.model is None:
             raise ValueError("bind the optimiser to a model first (fl.Trainer(model, opt)), then load its state")
@@ -173,9 +172,14 @@ class Optimizer:
             for slot, array in self._state[int(i)].items():
                 array[...] = entry[slot]
 
+    @property
+    def config(self):
+        """The arguments that make an optimiser like this one."""
+        hyper = {name: getattr(self, name) for name in self.hyper}
+        return {"lr": self.lr, **hyper, "weight_decay": self.weight_decay, "no_decay": self.no_decay}
+
     def __repr__(self):
-        shown = {"lr": self.lr, **{name: getattr(self, name) for name in self.hyper}, "weight_decay": self.weight_decay}
-        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in shown.items())})"
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.config.items())})"
 
 
 def _refuse_overlap(name, arrays, other_name, others):
@@ -263,3 +267,6 @@ class SGD(Optimizer):
             grad, param, velocity[0] if velocity else None,
             self.lr, self.momentum, self.dampening, self.nesterov, self._steps, decay, 1.0, False,
         )
+
+
+OPTIMIZERS = {cls.__name__: cls for cls in (SGD, Adam, AdamW)}

@@ -1,25 +1,19 @@
 """The five moves of a training step, and fit, which runs many.
 
-Both go through the same compiled functions (csrc/loop.pxi), so they give the same bits.  What lives here is the
-order of the moves, the guard against divergence, and the bookkeeping around the compiled chunks.
+Both go through the same compiled functions (csrc/loop.pxi), so they give the same bits.  What lives here is the order of
+the moves, the guard against divergence, and what is saved; the loop around the compiled chunks is in run.py.
 """
 
-import signal
-import threading
-import time
 from math import inf, isfinite
 
 import numpy as np
 
-from . import _core, schedules
-from .errors import DivergenceError, OrderError
-from .history import History
-from .optim import Adam
-from .sampler import Sampler
+from . import _core, checkpoint, models, schedules
+from .errors import CheckpointError, DivergenceError, OrderError
+from .optim import OPTIMIZERS, Adam
+from .run import Run
+from .tokenizer import CharTokenizer
 
-# Compiled code answers Ctrl-C between chunks: one should take about this long, and at first be a guess.
-CHUNK_SECONDS = 0.04
-FIRST_CHUNK_WORK = 2_000_000    # parameters times steps
 EVALUATE_PREDICTIONS = 1024      # at a time
 
 # Stages of a step: what was done last.
@@ -34,7 +28,7 @@ class Trainer:
     fastloop.schedules (default constant).  clip_norm: largest global gradient norm, or None.  grad_accum: batches whose
     gradients are averaged before a step.
 
-    Attributes: steps (taken so far), history (of the last fit).
+    Attributes: steps (taken so far), history and total_steps (of the last fit), loop (the compiled step).
     """
 
     def __init__(self, model, optimizer=None, *, tokenizer=None, schedule=None, clip_norm=None, grad_accum=1):
@@ -52,7 +46,10 @@ class Trainer:
         self.grad_accum = grad_accum
         self.steps = 0
         self.history = None
-        self._loop = _core.variant.Loop(model.make_core(), self.optimizer.bind(model))
+        self.stop_reason = None
+        self.total_steps = None
+        self._run = None            # the last fit, for resume
+        self.loop = _core.variant.Loop(model.make_core(), self.optimizer.bind(model))
         self._stage = READY
         self._micro = 0             # backward passes since zero_grad
         self._norms = []            # of the last steps by hand, for DivergenceError
@@ -77,21 +74,22 @@ class Trainer:
 
     def zero_grad(self):
         """Set every gradient to zero, and drop a step that was begun."""
-        self._loop.zero_grad()
+        self.loop.zero_grad()
         self._stage, self._micro = READY, 0
 
     def forward(self, batch):
         """The loss of a batch: the mean over the positions of each document, then over the documents.
 
-        Raises OrderError where gradients of an earlier step would be added to, DivergenceError where the loss is not finite.
+        Raises OrderError where it would add to the gradients of an earlier step, DivergenceError where the loss is not
+        finite.
         """
         if self._stage not in (READY, FORWARD) and (self._stage != BACKWARD or self._micro >= self.grad_accum):
             self._refuse_forward()
-        loss = self._loop.forward(batch) * self.grad_accum
+        loss = self.loop.forward(batch) * self.grad_accum
         self._stage = FORWARD
         if not isfinite(loss):
             self._stage = READY if self._micro == 0 else BACKWARD
-            self._diverged(loss, loss)
+            self.diverged(loss, loss)
         return loss
 
     def backward(self):
@@ -100,7 +98,7 @@ class Trainer:
             raise OrderError(
                 f"backward() was called after {self._stage}, expected forward(): there is no new loss to differentiate"
             )
-        self._loop.backward()
+        self.loop.backward()
         self._micro += 1
         self._stage = BACKWARD
 
@@ -113,31 +111,27 @@ class Trainer:
         if max_norm is None or not 0.0 < max_norm < inf:
             raise ValueError(f"max_norm = {max_norm} must be a finite number > 0")
         if self._stage not in (BACKWARD, CLIPPED):
-            raise OrderError(
-                f"clip_grad_norm() was called after {self._stage}, expected backward(): "
-                + ("the step has already used the gradients" if self._stage == STEPPED else "there are no gradients to clip")
-            )
+            why = "the step has already used the gradients" if self._stage == STEPPED else "there are none to clip"
+            raise OrderError(f"clip_grad_norm() was called after {self._stage}, expected backward(): {why}")
         norm = self._finish_gradient()
         if norm > max_norm:
-            self._loop.scale_grads(max_norm / norm)
+            self.loop.scale_grads(max_norm / norm)
         self._stage = CLIPPED
         return norm
 
     def step(self):
         """Update the parameters from the gradients, which are left as they are; returns the learning rate used.
 
-        Raises OrderError before a backward, DivergenceError where the gradient norm is not finite; nothing is changed then.
+        Raises OrderError before a backward, DivergenceError where the gradient norm is not finite, with nothing changed.
         """
         if self._stage not in (BACKWARD, CLIPPED):
-            raise OrderError(
-                f"step() was called after {self._stage}, expected backward(): "
-                + ("these gradients have been used" if self._stage == STEPPED else "there are no new gradients to step along")
-            )
+            why = "these gradients have been used" if self._stage == STEPPED else "there are no new gradients"
+            raise OrderError(f"step() was called after {self._stage}, expected backward(): {why}")
         lr = self._lr()
         if self._stage == BACKWARD:
             self._finish_gradient()
-        self._loop.step(lr)
-        self._norms = self._norms[-4:] + [self._loop.norm]
+        self.loop.step(lr)
+        self._norms = self._norms[-4:] + [self.loop.norm]
         self.steps += 1
         self._stage = STEPPED
         return lr
@@ -148,11 +142,11 @@ class Trainer:
     def _finish_gradient(self):
         """The norm of the finished gradient, known to be finite."""
         if self._micro < self.grad_accum:       # a window left short: the mean over what it has
-            self._loop.scale_grads(self.grad_accum / self._micro)
+            self.loop.scale_grads(self.grad_accum / self._micro)
             self._micro = self.grad_accum
-        norm = self._loop.grad_norm()
+        norm = self.loop.grad_norm()
         if not isfinite(norm):
-            self._diverged(self._loop.loss * self.grad_accum, norm)
+            self.diverged(self.loop.loss * self.grad_accum, norm)
         return norm
 
     def _refuse_forward(self):
@@ -162,7 +156,7 @@ class Trainer:
         why = f"all {self.grad_accum} batches of this step have been seen (to average over more, say grad_accum)"
         raise OrderError(f"forward() was called after {self._stage}, expected step() or zero_grad(): {why}")
 
-    def _diverged(self, loss, norm, lr=None, norms=None, history=None):
+    def diverged(self, loss, norm, lr=None, norms=None, history=None):
         """Raise DivergenceError for the step at hand."""
         if lr is None:
             try:
@@ -181,90 +175,86 @@ class Trainer:
     # Many steps
 
     def fit(
-        self, data, y=None, *, steps=None, epochs=None, batch_size=1, shuffle=False, seed=0, log_every=0, callbacks=()
+        self, data, y=None, *, steps=None, epochs=None, batch_size=1, shuffle=None, seed=0, validation=None,
+        eval_every=None, patience=None, min_delta=0.0, restore_best=False, tol=None, log_every=0, callbacks=(), save=None,
+        save_every=None,
     ):
         """Train for `steps` steps, or `epochs` times through the data (default 1); returns the History.
 
-        data: list of documents, or array X with y.  With steps, batches run on cyclically from the last example to the
-        first; with epochs, each ends with a smaller batch where the examples do not divide.  shuffle: a new order each
-        epoch, from a random stream seeded by `seed`; else the order given.  batch_size: examples a forward pass; a step
-        takes grad_accum of them.
+        data: list of documents; one str, a text learnt from in windows of block_size; or array X with y.
+        batch_size: examples a forward pass; a step takes grad_accum of them.
+        shuffle: False takes the examples in the order given, True in a new order each epoch; windows of a text are drawn
+        at random (None: False for documents and arrays).  seed: of the order's own random stream.  With steps, batches
+        run on from the last example to the first; with epochs, each ends with a smaller batch where they do not divide.
 
-        callbacks: objects with any of the methods on_start(trainer), on_log(trainer) at the first step, every
-        `log_every` steps and the last, on_step(trainer) after each step, on_end(trainer).
+        validation: data of the same kind ((X, y) for arrays), evaluated every `eval_every` steps (default: each epoch, or
+        ten times in all) and after the last.  patience: stop after so many evaluations in a row none of which was lower
+        than the best by more than min_delta.  restore_best: end with the parameters of the best evaluation.
+        tol: stop when the mean loss of an epoch differs from the one before by less.
+
+        save: a file that gets a checkpoint every `save_every` steps and at the end, and beside it (run.best.npz for
+        run.npz) one of the best evaluation.
+        callbacks: objects with any of the methods on_start(trainer), on_step(trainer) after each step, on_log(trainer)
+        at the first step, every `log_every` steps and the last, on_evaluate(trainer, step, loss), on_end(trainer).  One
+        that raises ends the run after a whole step.
 
         Ctrl-C ends the run after a whole step, with history.interrupted.  Raises DivergenceError, whose parameters are
         those before the failing step, and OrderError in the middle of a step by hand.
         """
-        if self._stage not in (READY, STEPPED):
-            raise OrderError(f"fit() was called after {self._stage}, expected step() or zero_grad(): a step is unfinished")
-        for name, value in (("steps", steps), ("epochs", epochs), ("batch_size", batch_size), ("log_every", log_every)):
-            low = 0 if name == "log_every" else 1
+        self._between_steps("fit")
+        lows = {
+            "steps": (steps, 1), "epochs": (epochs, 1), "batch_size": (batch_size, 1), "eval_every": (eval_every, 1),
+            "patience": (patience, 1), "log_every": (log_every, 0), "save_every": (save_every, 1), "seed": (seed, 0),
+        }
+        for name, (value, low) in lows.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
                 raise ValueError(f"{name} = {value!r} must be an int of at least {low}")
         if steps is not None and epochs is not None:
             raise ValueError(f"steps = {steps} and epochs = {epochs}: say one of them")
+        if validation is None and (patience is not None or restore_best):
+            raise ValueError("patience and restore_best need validation data to go by")
         data, cut = self.prepare(data, y)
-        order = "shuffled" if shuffle else "given"
-        sampler = Sampler(data.n_examples, batch_size, self.grad_accum, order, seed, epochs=steps is None)
-        steps = (epochs or 1) * sampler.steps_per_epoch if steps is None else steps
-        self.history = History(self.steps)
-        self.history.cut = cut
-        self._run(data, sampler, steps, log_every, callbacks)
+        if data.windows:
+            if shuffle is False or epochs is not None:
+                raise ValueError("windows of a text are drawn at random: say steps, and leave shuffle out")
+            order = "random"
+        else:
+            order = "shuffled" if shuffle else "given"
+        per_epoch = -(-data.n_examples // (batch_size * self.grad_accum))
+        by_epoch = steps is None and not data.windows
+        total = (epochs or 1) * per_epoch if steps is None else steps
+        run = Run(
+            self.steps, steps=total, n_examples=data.n_examples, batch_size=batch_size, accumulate=self.grad_accum,
+            order=order, seed=seed, epochs=by_epoch, patience=patience, min_delta=min_delta, restore_best=restore_best,
+            eval_every=eval_every or (per_epoch if by_epoch else max(1, total // 10)), tol=tol,
+            fingerprint=data.fingerprint(),
+        )
+        run.history.cut = cut
+        return self._go(run, data, validation, callbacks, log_every, save, save_every)
+
+    def resume(self, data, y=None, *, validation=None, log_every=0, callbacks=(), save=None, save_every=None):
+        """Go on with the run that a loaded checkpoint (or Ctrl-C) was taken in; returns the whole History.
+
+        data, validation: those that fit was given.  The outcome has the same bits as a run without the break.
+        Raises CheckpointError where there is nothing to go on with, or the data are others.
+        """
+        self._between_steps("resume")
+        if self._run is None:
+            raise CheckpointError("there is no run to go on with: call fit")
+        data, _ = self.prepare(data, y)
+        self._run.history.interrupted = False
+        return self._go(self._run, data, validation, callbacks, log_every, save, save_every)
+
+    def _go(self, run, data, validation, callbacks, log_every, save, save_every):
+        if validation is not None:
+            validation, _ = self.prepare(*(validation if isinstance(validation, tuple) else (validation,)))
+        self._run, self.history, self.total_steps = run, run.history, run.steps
+        run.go(self, data, validation, callbacks, log_every, save, save_every)
         return self.history
-
-    def _run(self, data, sampler, steps, log_every, callbacks):
-        history, batch, start = self.history, self.model.make_batch(data), self.steps
-        schedule, origin = self.schedule, 0
-        if hasattr(schedule, "for_steps"):
-            schedule, origin = schedule.for_steps(steps), start
-        clip_norm = inf if self.clip_norm is None else self.clip_norm
-        every_step = any(hasattr(callback, "on_step") for callback in callbacks)
-        chunk = max(1, FIRST_CHUNK_WORK // (self.model.num_params * sampler.batch_size * self.grad_accum))
-        self.zero_grad()
-        self._stop_reason = None
-        began = time.perf_counter()
-        self._call(callbacks, "on_start")
-        with _Interrupt() as interrupt:
-            while (done := self.steps - start) < steps and self._stop_reason is None:
-                count = min(chunk, steps - done)
-                if log_every:
-                    count = 1 if done == 0 else min(count, log_every - done % log_every)
-                count = 1 if every_step else count
-                lrs = [self.optimizer.lr * schedule(step - origin) for step in range(self.steps, self.steps + count)]
-                lrs, losses, norms = np.array(lrs, np.float64), np.empty(count), np.empty(count)
-                indices, splits = sampler.take(done, count)
-                before = time.perf_counter()
-                taken = self._loop.run(batch, indices, splits, self.grad_accum, lrs, clip_norm, losses, norms)
-                after = time.perf_counter()
-                self.steps += taken
-                history.predictions += data.predictions(indices[: splits[taken * self.grad_accum]])
-                history.extend(
-                    loss=losses[:taken], lr=lrs[:taken], norm=norms[:taken], clipped=norms[:taken] > clip_norm,
-                    seconds=before - began + (after - before) / count * np.arange(1, taken + 1),
-                )
-                if taken < count:
-                    self.zero_grad()
-                    history.stop_reason = "diverged"
-                    self._diverged(losses[taken], norms[taken], lrs[taken], history.norm[-5:].tolist(), history)
-                chunk = max(1, int(count * CHUNK_SECONDS / max(after - before, 1e-9)))
-                done += taken
-                if every_step:
-                    self._call(callbacks, "on_step")
-                if log_every and (done == 1 or done % log_every == 0 or done == steps):
-                    self._call(callbacks, "on_log")
-                if interrupt.seen:
-                    self._stop_reason, history.interrupted = "interrupted", True
-        history.stop_reason = self._stop_reason or "finished"
-        self._call(callbacks, "on_end")
-
-    def _call(self, callbacks, method):
-        for callback in callbacks:
-            getattr(callback, method, _nothing)(self)
 
     def stop(self, reason):
         """End the running fit after this step; for callbacks."""
-        self._stop_reason = reason
+        self.stop_reason = reason
 
     def evaluate(self, data, y=None):
         """The mean loss per prediction (nats per token) over all of the data; the parameters are not touched."""
@@ -272,33 +262,78 @@ class Trainer:
         loop = _core.variant.Loop(self.model.make_core(), None)
         batch = self.model.make_batch(data)
         total, predictions = 0.0, 0
+        examples = np.arange(0, data.n_examples, data.stride)
         size = max(1, EVALUATE_PREDICTIONS // data.longest)
-        for first in range(0, data.n_examples, size):
-            batch.take(np.arange(first, min(first + size, data.n_examples)), 1.0)
+        for first in range(0, len(examples), size):
+            batch.take(examples[first : first + size], 1.0)
             loop.forward(batch)
             total += loop.total_loss()
             predictions += batch.n_predictions
         return total / predictions
 
+    # Checkpoints
 
-def _nothing(trainer):
-    pass
+    def save(self, path):
+        """Write everything to a checkpoint: parameters, moments, step, schedule, run, history, tokenizer.
 
+        The file is written whole or not at all.  Raises OrderError in the middle of a step by hand, OSError as open does.
+        """
+        self._between_steps("save")
+        optimizer = self.optimizer
+        arrays = {f"params/{name}": array for name, array in self.model.params.items()}
+        arrays |= {f"{slot}/{name}": a for slot, params in optimizer.flats.items() for name, a in params.items()}
+        meta = {
+            "model": {"class": type(self.model).__name__, **self.model.config},
+            "optimizer": {"class": type(optimizer).__name__, "t": optimizer.t, **optimizer.config},
+            "schedule": getattr(self.schedule, "spec", None),
+            "tokenizer": None if self.tokenizer is None else self.tokenizer.to_dict(),
+            "clip_norm": self.clip_norm, "grad_accum": self.grad_accum, "steps": self.steps, "run": None,
+        }
+        if self._run is not None:
+            run_arrays, meta["run"] = self._run.to_arrays()
+            arrays |= {f"run/{name}": array for name, array in run_arrays.items()}
+        checkpoint.write(path, arrays, meta)
 
-class _Interrupt:
-    """Notes Ctrl-C instead of raising it, so that a run ends at a whole step; a second one raises as usual."""
+    @classmethod
+    def load(cls, path, schedule=None):
+        """The trainer that `save` wrote, with a model and optimiser of its own.
 
-    def __enter__(self):
-        self.seen = False
-        self.main = threading.current_thread() is threading.main_thread()
-        if self.main:
-            self.previous = signal.signal(signal.SIGINT, self.note)
-        return self
+        schedule: needed where the saved one was a function of the user's, which a file cannot hold.
+        Raises CheckpointError for a file that is damaged, of another version or not a trainer's; OSError as open does.
+        """
+        arrays, meta = checkpoint.read(path)
+        try:
+            description = dict(meta["model"])
+            model = models.CLASSES[description.pop("class")](**description)
+            description = dict(meta["optimizer"])
+            t = description.pop("t")
+            optimizer = OPTIMIZERS[description.pop("class")](**description)
+            if schedule is None:
+                if meta["schedule"] is None:
+                    raise CheckpointError(f"{path}: its schedule is a function that is not fastloop's: say schedule=...")
+                schedule = schedules.from_spec(meta["schedule"])
+            tok = None if meta["tokenizer"] is None else CharTokenizer.from_dict(meta["tokenizer"])
+            trainer = cls(
+                model, optimizer, tokenizer=tok, schedule=schedule, clip_norm=meta["clip_norm"],
+                grad_accum=meta["grad_accum"],
+            )
+            for prefix, params in {"params": model.params, **optimizer.flats}.items():
+                for name in params:
+                    params[name] = arrays.pop(f"{prefix}/{name}")
+            optimizer.t, trainer.steps = t, meta["steps"]
+            run_arrays = {name.removeprefix("run/"): arrays.pop(name) for name in list(arrays) if name[:4] == "run/"}
+            if meta["run"] is not None:
+                trainer._run = Run.from_arrays(run_arrays, meta["run"])
+                trainer.history = trainer._run.history
+            if arrays:
+                raise CheckpointError(f"{path}: nothing here knows {', '.join(arrays)}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{path}: does not describe a trainer ({type(error).__name__}: {error})") from error
+        return trainer
 
-    def note(self, number, frame):
-        self.seen = True
-        signal.signal(signal.SIGINT, self.previous)
-
-    def __exit__(self, *exception):
-        if self.main and not self.seen:
-            signal.signal(signal.SIGINT, self.previous)
+    def _between_steps(self, what):
+        if self._stage not in (READY, STEPPED):
+            why = "a step is unfinished"
+            raise OrderError(f"{what}() was called after {self._stage}, expected step() or zero_grad(): {why}")

@@ -1,0 +1,171 @@
+"""One call of fit: what it was asked for, how far it is, and the loop around the compiled chunks.
+
+A Run and the trainer's own state are all that a checkpoint needs: which examples a step takes is a function of the
+step (sampler.py), so there is no random state to keep.
+"""
+
+import os
+import signal
+import threading
+import time
+from math import inf
+
+import numpy as np
+
+from .errors import CheckpointError
+from .history import History
+from .sampler import Sampler
+
+# Compiled code answers Ctrl-C between chunks: one should take about this long, and at first be a guess.
+CHUNK_SECONDS = 0.04
+FIRST_CHUNK_WORK = 2_000_000    # parameters times examples
+
+SETTINGS = (
+    "steps", "n_examples", "batch_size", "accumulate", "order", "seed", "epochs", "eval_every", "patience", "min_delta",
+    "restore_best", "tol", "fingerprint",
+)
+STATE = ("start", "best_loss", "best_step", "stale")
+
+
+class Run:
+    """The settings of a fit (named in SETTINGS) and its state (named in STATE, with history and best_params)."""
+
+    def __init__(self, start=0, **settings):
+        self.__dict__.update(settings)
+        self.start = start              # the trainer's step count when the run began
+        self.best_loss = None           # the lowest loss evaluated, and after which step of the run
+        self.best_step = None
+        self.best_params = None         # a copy, where restore_best asks for it
+        self.stale = 0                  # evaluations since
+        self.history = History(start)
+        self.sampler = Sampler(self.n_examples, self.batch_size, self.accumulate, self.order, self.seed, self.epochs)
+
+    def to_arrays(self):
+        """(arrays, meta) for a checkpoint."""
+        arrays, meta = self.history.to_arrays()
+        arrays = {f"history/{name}": array for name, array in arrays.items()}
+        if self.best_params is not None:
+            arrays["best_params"] = self.best_params
+        return arrays, {"history": meta, **{name: getattr(self, name) for name in SETTINGS + STATE}}
+
+    @classmethod
+    def from_arrays(cls, arrays, meta):
+        """The run that to_arrays described; KeyError where something is missing."""
+        run = cls(**{name: meta[name] for name in SETTINGS})
+        for name in STATE:
+            setattr(run, name, meta[name])
+        run.best_params = arrays.get("best_params")
+        columns = {name.removeprefix("history/"): a for name, a in arrays.items() if name.startswith("history/")}
+        run.history = History.from_arrays(columns, meta["history"])
+        return run
+
+    def go(self, trainer, data, validation=None, callbacks=(), log_every=0, save=None, save_every=None):
+        """Take the steps that are left; see Trainer.fit for what happens on the way."""
+        if data.fingerprint() != self.fingerprint:
+            raise CheckpointError("these are not the data that the run began with: their checksums differ")
+        history, batch = self.history, trainer.model.make_batch(data)
+        schedule, origin = trainer.schedule, 0
+        if hasattr(schedule, "for_steps"):
+            schedule, origin = schedule.for_steps(self.steps), self.start
+        clip_norm = inf if trainer.clip_norm is None else trainer.clip_norm
+        every_step = any(hasattr(callback, "on_step") for callback in callbacks)
+        pauses = [n for n in (log_every, save_every, self.eval_every, self.tol and self.sampler.steps_per_epoch) if n]
+        chunk = max(1, FIRST_CHUNK_WORK // (trainer.model.num_params * self.batch_size * self.accumulate))
+        began = time.perf_counter() - (history.seconds[-1] if len(history) else 0.0)
+        trainer.zero_grad()
+        trainer.stop_reason = None
+        call(callbacks, "on_start", trainer)
+        with Interrupt() as interrupt:
+            while (done := trainer.steps - self.start) < self.steps and trainer.stop_reason is None:
+                count = 1 if every_step or (log_every and done == 0) else min(chunk, self.steps - done)
+                count = min([count, *(n - done % n for n in pauses)])
+                steps = range(trainer.steps, trainer.steps + count)
+                lrs = np.array([trainer.optimizer.lr * schedule(step - origin) for step in steps], np.float64)
+                losses, norms = np.empty(count), np.empty(count)
+                indices, splits = self.sampler.take(done, count)
+                before = time.perf_counter()
+                taken = trainer.loop.run(batch, indices, splits, self.accumulate, lrs, clip_norm, losses, norms)
+                after = time.perf_counter()
+                trainer.steps += taken
+                done += taken
+                history.predictions += data.predictions(indices[: splits[taken * self.accumulate]])
+                history.extend(
+                    loss=losses[:taken], lr=lrs[:taken], norm=norms[:taken], clipped=norms[:taken] > clip_norm,
+                    seconds=before - began + (after - before) / count * np.arange(1, taken + 1),
+                )
+                if taken < count:
+                    trainer.zero_grad()
+                    history.stop_reason = "diverged"
+                    trainer.diverged(losses[taken], norms[taken], lrs[taken], history.norm[-5:].tolist(), history)
+                chunk = max(1, int(count * CHUNK_SECONDS / max(after - before, 1e-9)))
+                call(callbacks, "on_step", trainer)
+                if log_every and (done == 1 or done % log_every == 0 or done == self.steps):
+                    call(callbacks, "on_log", trainer)
+                if validation is not None and (done % self.eval_every == 0 or done == self.steps):
+                    self.evaluate(trainer, validation, callbacks, save)
+                if self.tol and done % self.sampler.steps_per_epoch == 0:
+                    self.check_converged(trainer)
+                if interrupt.seen:
+                    trainer.stop_reason, history.interrupted = "interrupted", True
+                if save and save_every and done % save_every == 0 and done < self.steps:
+                    trainer.save(save)
+        history.stop_reason = trainer.stop_reason or "finished"
+        if self.restore_best and self.best_params is not None and not history.interrupted:
+            trainer.model.params.flat[:] = self.best_params
+        if save:
+            trainer.save(save)
+        call(callbacks, "on_end", trainer)
+
+    def evaluate(self, trainer, validation, callbacks, save):
+        """Evaluate, note whether it is the best so far, and stop where patience is at its end."""
+        loss, done = trainer.evaluate(validation), trainer.steps - self.start
+        self.history.evaluations.append((done, loss))
+        if self.best_loss is None or loss < self.best_loss - self.min_delta:
+            self.best_loss, self.best_step, self.stale = loss, done, 0
+            if self.restore_best:
+                self.best_params = trainer.model.params.flat.copy()
+            if save:
+                trainer.save(best_path(save))
+        else:
+            self.stale += 1
+        if self.patience is not None and self.stale >= self.patience:
+            trainer.stop("patience")
+        call(callbacks, "on_evaluate", trainer, done, loss)
+
+    def check_converged(self, trainer):
+        """Stop where the mean loss of an epoch differs from the one before by less than tol."""
+        n = self.sampler.steps_per_epoch
+        losses = self.history.loss
+        if len(losses) >= 2 * n and abs(losses[-n:].mean() - losses[-2 * n : -n].mean()) < self.tol:
+            trainer.stop("converged")
+
+
+def best_path(path):
+    """run.npz -> run.best.npz"""
+    root, extension = os.path.splitext(os.fspath(path))
+    return f"{root}.best{extension}"
+
+
+def call(callbacks, method, *arguments):
+    for callback in callbacks:
+        if hasattr(callback, method):
+            getattr(callback, method)(*arguments)
+
+
+class Interrupt:
+    """Notes Ctrl-C instead of raising it, so that a run ends at a whole step; a second one raises as usual."""
+
+    def __enter__(self):
+        self.seen = False
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main:
+            self.previous = signal.signal(signal.SIGINT, self.note)
+        return self
+
+    def note(self, number, frame):
+        self.seen = True
+        signal.signal(signal.SIGINT, self.previous)
+
+    def __exit__(self, *exception):
+        if self.main and not self.seen:
+            signal.signal(signal.SIGINT, self.previous)
