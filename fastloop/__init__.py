@@ -1,9 +1,9 @@
 """fastloop: small models trained on a CPU, exactly and fast, with every step in sight."""
 
-from . import schedules
+from . import kernels, schedules
 from .config import get_num_threads, set_num_threads, show_config
-from .data import bigram_baseline, load_docs, split_docs
-from .errors import DataError, DivergenceError, FastloopError, OrderError
+from .data import bigram_baseline, load_docs, load_text, split_docs
+from .errors import CheckpointError, DataError, DivergenceError, FastloopError, OrderError
 from .history import History
 from .models import BigramLM
 from .optim import SGD, Adam, AdamW
@@ -19,6 +19,7 @@ __all__ = [
     "AdamW",
     "BigramLM",
     "CharTokenizer",
+    "CheckpointError",
     "DataError",
     "DivergenceError",
     "FastloopError",
@@ -28,7 +29,9 @@ __all__ = [
     "Trainer",
     "bigram_baseline",
     "get_num_threads",
+    "kernels",
     "load_docs",
+    "load_text",
     "schedules",
     "set_num_threads",
     "show_config",

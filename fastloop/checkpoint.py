@@ -1,8 +1,8 @@
 """Checkpoint files: named arrays and a JSON description, written atomically, checked before anything is believed.
 
 A checkpoint is a NumPy .npz file (np.load reads it) whose archive comment holds the SHA-256 of all that comes before
-it: a file cut short or changed in any bit is refused.  It never holds pickled objects.  What goes into one is decided in
-trainer.py.
+it: a file cut short or changed in any bit is refused.  It never holds pickled objects.  What goes into one is decided
+in trainer.py.
 """
 
 import io

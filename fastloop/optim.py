@@ -147,12 +147,13 @@ class Optimizer:
         Tensor i is the i-th of params, or of the bound model's tensors in their order.  lr is without the schedule.
         """
         tensors = self._state if self._params is not None or self.model is not None else []
-        state = {i: {"step": self.t, **{name: a.copy() for name, a in slots.items()}} for i, slots in enumerate(tensors)}
+        copies = [{slot: array.copy() for slot, array in slots.items()} for slots in tensors]
+        state = {i: {"step": self.t, **slots} for i, slots in enumerate(copies)}
         group = {"lr": self.lr, **{name: getattr(self, name) for name in self.hyper}, "weight_decay": self.weight_decay}
         return {"state": state, "param_groups": [{**group, "params": list(range(len(tensors)))}]}
 
     def load_state_dict(self, state_dict):
-        """Take over a state_dict() of the same kind over tensors of the same shapes; else ValueError, nothing changed."""
+        """Take over a state_dict() of the same kind, over tensors of the same shapes; ValueError before any change."""
         group, state = state_dict["param_groups"][0], state_dict["state"]
         if self._params is None and self.model is None:
             raise ValueError("bind the optimiser to a model first (fl.Trainer(model, opt)), then load its state")

@@ -36,7 +36,7 @@ def make_parser():
     group.add_argument("--beta1", type=float, default=0.85, help="decay of Adam's first moment")
     group.add_argument("--beta2", type=float, default=0.99, help="decay of Adam's second moment")
     group.add_argument("--eps", type=float, default=1e-8, help="added to Adam's denominator")
-    group.add_argument("--clip-norm", type=float, metavar="X", help="largest global gradient norm (default: no clipping)")
+    group.add_argument("--clip-norm", type=float, metavar="X", help="largest global gradient norm (default: any)")
     group.add_argument("--seed", type=int, default=42, help="of the weights, the split, the order and the samples")
     group.add_argument("--threads", type=int, metavar="N", help="at most so many (default: the CPUs at hand)")
     group = parser.add_argument_group("output")

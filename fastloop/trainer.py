@@ -1,7 +1,7 @@
 """The five moves of a training step, and fit, which runs many.
 
-Both go through the same compiled functions (csrc/loop.pxi), so they give the same bits.  What lives here is the order of
-the moves, the guard against divergence, and what is saved; the loop around the compiled chunks is in run.py.
+Both go through the same compiled functions (csrc/loop.pxi), so they give the same bits.  What lives here is the order
+of the moves, the guard against divergence, and what is saved; the loop around the compiled chunks is in run.py.
 """
 
 from math import inf, isfinite
@@ -122,7 +122,7 @@ class Trainer:
     def step(self):
         """Update the parameters from the gradients, which are left as they are; returns the learning rate used.
 
-        Raises OrderError before a backward, DivergenceError where the gradient norm is not finite, with nothing changed.
+        Raises OrderError before a backward, DivergenceError where the gradient norm is not finite; nothing is changed.
         """
         if self._stage not in (BACKWARD, CLIPPED):
             why = "these gradients have been used" if self._stage == STEPPED else "there are no new gradients"
@@ -176,27 +176,27 @@ class Trainer:
 
     def fit(
         self, data, y=None, *, steps=None, epochs=None, batch_size=1, shuffle=None, seed=0, validation=None,
-        eval_every=None, patience=None, min_delta=0.0, restore_best=False, tol=None, log_every=0, callbacks=(), save=None,
-        save_every=None,
+        eval_every=None, patience=None, min_delta=0.0, restore_best=False, tol=None, log_every=0, callbacks=(),
+        save=None, save_every=None,
     ):
         """Train for `steps` steps, or `epochs` times through the data (default 1); returns the History.
 
         data: list of documents; one str, a text learnt from in windows of block_size; or array X with y.
         batch_size: examples a forward pass; a step takes grad_accum of them.
-        shuffle: False takes the examples in the order given, True in a new order each epoch; windows of a text are drawn
-        at random (None: False for documents and arrays).  seed: of the order's own random stream.  With steps, batches
-        run on from the last example to the first; with epochs, each ends with a smaller batch where they do not divide.
+        shuffle: False takes the examples in the order given, True in a new order each epoch; windows of a text are
+        drawn at random (None: False for documents and arrays).  seed: of the order's own random stream.  With steps,
+        batches run on from the last example to the first; with epochs, each ends with the batch that is left over.
 
-        validation: data of the same kind ((X, y) for arrays), evaluated every `eval_every` steps (default: each epoch, or
-        ten times in all) and after the last.  patience: stop after so many evaluations in a row none of which was lower
-        than the best by more than min_delta.  restore_best: end with the parameters of the best evaluation.
+        validation: data of the same kind ((X, y) for arrays), evaluated every `eval_every` steps (default: each epoch,
+        or ten times in all) and after the last.  patience: stop after so many evaluations in a row none of which was
+        lower than the best by more than min_delta.  restore_best: end with the parameters of the best evaluation.
         tol: stop when the mean loss of an epoch differs from the one before by less.
 
         save: a file that gets a checkpoint every `save_every` steps and at the end, and beside it (run.best.npz for
         run.npz) one of the best evaluation.
-        callbacks: objects with any of the methods on_start(trainer), on_step(trainer) after each step, on_log(trainer)
-        at the first step, every `log_every` steps and the last, on_evaluate(trainer, step, loss), on_end(trainer).  One
-        that raises ends the run after a whole step.
+        callbacks: objects with any of the methods on_start(trainer), on_step(trainer) after each step,
+        on_log(trainer) at the first step, every `log_every` steps and the last, on_evaluate(trainer, step, loss),
+        on_end(trainer).  One that raises ends the run after a whole step.
 
         Ctrl-C ends the run after a whole step, with history.interrupted.  Raises DivergenceError, whose parameters are
         those before the failing step, and OrderError in the middle of a step by hand.
@@ -276,7 +276,8 @@ class Trainer:
     def save(self, path):
         """Write everything to a checkpoint: parameters, moments, step, schedule, run, history, tokenizer.
 
-        The file is written whole or not at all.  Raises OrderError in the middle of a step by hand, OSError as open does.
+        The file is written whole or not at all.  Raises OrderError in the middle of a step by hand, OSError as open
+        does.
         """
         self._between_steps("save")
         optimizer = self.optimizer
@@ -310,7 +311,7 @@ class Trainer:
             optimizer = OPTIMIZERS[description.pop("class")](**description)
             if schedule is None:
                 if meta["schedule"] is None:
-                    raise CheckpointError(f"{path}: its schedule is a function that is not fastloop's: say schedule=...")
+                    raise CheckpointError(f"{path}: its schedule is the user's own function: say schedule=...")
                 schedule = schedules.from_spec(meta["schedule"])
             tok = None if meta["tokenizer"] is None else CharTokenizer.from_dict(meta["tokenizer"])
             trainer = cls(

@@ -1,0 +1,208 @@
+"""Checkpoints: everything comes back, a resumed run has the same bits, and a damaged file is refused."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastloop as fl
+from fastloop import checkpoint
+
+DOCS = fl.load_docs()[:30]
+TOK = fl.CharTokenizer(DOCS)
+STEPS = 20
+
+
+def make(optimizer="adam"):
+    optimizer = {
+        "adam": lambda: fl.Adam(lr=0.01),
+        "adamw": lambda: fl.AdamW(lr=0.01, no_decay=["wpe"]),
+        "sgd": lambda: fl.SGD(lr=0.1),
+        "momentum": lambda: fl.SGD(lr=0.1, momentum=0.9, nesterov=True),
+    }[optimizer]()
+    model = fl.BigramLM(TOK.vocab_size, n_embd=4)
+    return fl.Trainer(model, optimizer, tokenizer=TOK, schedule=fl.schedules.linear(), clip_norm=1.0, grad_accum=2)
+
+
+def fit(trainer, **options):
+    return trainer.fit(
+        DOCS, steps=STEPS, batch_size=2, shuffle=True, seed=3, validation=DOCS[:5], eval_every=4, restore_best=True,
+        **options,
+    )
+
+
+class SaveAt:
+    """Saves after one step, as a run that is killed then would have."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_step(self, trainer):
+        if trainer.steps == self.step:
+            trainer.save(self.path)
+
+
+def state(trainer):
+    arrays, meta = trainer._run.to_arrays()
+    del arrays["history/seconds"]
+    optimizer = [trainer.optimizer.flats[slot].flat.tobytes() for slot in trainer.optimizer.slots]
+    meta["history"].pop("stop_reason")
+    return (
+        trainer.model.params.flat.tobytes(), optimizer, trainer.steps, trainer.optimizer.t,
+        {name: a.tobytes() for name, a in arrays.items()}, meta,
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "momentum"])
+def test_a_run_resumed_at_any_step_has_the_bits_of_one_without_a_break(optimizer, tmp_path):
+    whole = make(optimizer)
+    fit(whole)
+    for stop in range(1, STEPS):
+        trainer = make(optimizer)
+        path = tmp_path / f"{stop}.npz"
+        fit(trainer, callbacks=[SaveAt(stop, path)])
+        resumed = fl.Trainer.load(path)
+        resumed.resume(DOCS, validation=DOCS[:5])
+        assert state(resumed) == state(whole), stop
+
+
+def test_a_fresh_process_resumes_to_the_same_bits(tmp_path):
+    whole, trainer = make(), make()
+    fit(whole)
+    fit(trainer, callbacks=[SaveAt(9, tmp_path / "run.npz")])
+    code = (
+        "import sys, fastloop as fl\n"
+        "trainer = fl.Trainer.load(sys.argv[1])\n"
+        "docs = fl.load_docs()[:30]\n"
+        "trainer.resume(docs, validation=docs[:5])\n"
+        "sys.stdout.buffer.write(trainer.model.params.flat.tobytes())\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path / "run.npz"], capture_output=True, check=True)
+    assert run.stdout == whole.model.params.flat.tobytes()
+
+
+def test_fit_keeps_the_last_and_the_best(tmp_path):
+    trainer = make()
+    history = fit(trainer, save=tmp_path / "run.npz", save_every=5)
+    assert sorted(os.listdir(tmp_path)) == ["run.best.npz", "run.npz"]
+    best = fl.Trainer.load(tmp_path / "run.best.npz")
+    losses = [loss for _, loss in history.evaluations]
+    assert best.steps == 4 * (1 + int(np.argmin(losses)))
+    assert best.evaluate(DOCS[:5]) == min(losses)
+    assert fl.Trainer.load(tmp_path / "run.npz").steps == STEPS
+
+
+def test_other_data_are_refused(tmp_path):
+    trainer = make()
+    fit(trainer, callbacks=[SaveAt(9, tmp_path / "run.npz")])
+    resumed = fl.Trainer.load(tmp_path / "run.npz")
+    with pytest.raises(fl.CheckpointError, match="not the data"):
+        resumed.resume(DOCS[::-1])
+    with pytest.raises(fl.CheckpointError, match="no run to go on"):
+        make().resume(DOCS)
+
+
+def test_a_schedule_of_the_users_own_must_be_given_again(tmp_path):
+    trainer = fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=TOK, schedule=lambda step: 0.5)
+    trainer.save(tmp_path / "run.npz")
+    with pytest.raises(fl.CheckpointError, match="schedule"):
+        fl.Trainer.load(tmp_path / "run.npz")
+    assert fl.Trainer.load(tmp_path / "run.npz", schedule=lambda step: 0.5).schedule(3) == 0.5
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    path = tmp_path_factory.mktemp("small") / "small.npz"
+    checkpoint.write(path, {"a": np.arange(3.0)}, {"x": 1})
+    return path.read_bytes()
+
+
+def test_a_file_cut_short_anywhere_is_refused(small, tmp_path):
+    path = tmp_path / "cut.npz"
+    for n in range(len(small)):
+        path.write_bytes(small[:n])
+        with pytest.raises(fl.CheckpointError, match=r"cut\.npz"):
+            checkpoint.read(path)
+
+
+def test_a_file_with_any_bit_flipped_is_refused(small, tmp_path):
+    path = tmp_path / "flipped.npz"
+    for i in range(len(small)):
+        for bit in range(8):
+            damaged = bytearray(small)
+            damaged[i] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(fl.CheckpointError):
+                checkpoint.read(path)
+    path.write_bytes(small + b"\n")
+    with pytest.raises(fl.CheckpointError):
+        checkpoint.read(path)
+    path.write_bytes(small)
+    arrays, meta = checkpoint.read(path)
+    assert arrays["a"].tolist() == [0.0, 1.0, 2.0]
+    assert meta == {"format": 1, "x": 1}
+
+
+def test_numpy_reads_the_arrays(tmp_path):
+    trainer = make()
+    trainer.save(tmp_path / "run.npz")
+    with np.load(tmp_path / "run.npz") as archive:
+        assert np.array_equal(archive["params/wte"], trainer.model.params["wte"])
+
+
+def test_another_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    checkpoint.write(tmp_path / "new.npz", {}, {})
+    monkeypatch.undo()
+    with pytest.raises(fl.CheckpointError, match="format 99"):
+        fl.Trainer.load(tmp_path / "new.npz")
+
+
+def test_a_pickle_is_never_loaded(tmp_path):
+    with pytest.raises(ValueError, match="allow_pickle"):
+        checkpoint.write(tmp_path / "x.npz", {"a": np.array([print], object)}, {})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_an_error_while_writing_leaves_the_old_file(call, tmp_path, monkeypatch):
+    path = tmp_path / "run.npz"
+    checkpoint.write(path, {"a": np.zeros(2)}, {"old": True})
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    if call == "write":
+        monkeypatch.setattr(checkpoint, "digest", fail)
+    else:
+        monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="space"):
+        checkpoint.write(path, {"a": np.ones(2)}, {"old": False})
+    monkeypatch.undo()
+    assert checkpoint.read(path)[1]["old"] is True
+    assert os.listdir(tmp_path) == ["run.npz"]
+
+
+def test_a_file_that_describes_something_else_is_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    checkpoint.write(path, {}, {"hello": 1})
+    with pytest.raises(fl.CheckpointError, match="does not describe"):
+        fl.Trainer.load(path)
+    make().save(path)
+    arrays, meta = checkpoint.read(path)
+    for change in (
+        lambda a, m: a.pop("params/wte"),
+        lambda a, m: a.update({"params/wte": np.zeros(3)}),
+        lambda a, m: a.update({"extra": np.zeros(3)}),
+        lambda a, m: m["model"].update({"class": "__import__"}),
+        lambda a, m: m["model"].update({"n_embd": -1}),
+        lambda a, m: m["optimizer"].pop("lr"),
+        lambda a, m: m.update({"tokenizer": {"type": "char", "chars": 5}}),
+    ):
+        changed, description = dict(arrays), {k: dict(v) if isinstance(v, dict) else v for k, v in meta.items()}
+        change(changed, description)
+        checkpoint.write(path, changed, description)
+        with pytest.raises(fl.CheckpointError):
+            fl.Trainer.load(path)

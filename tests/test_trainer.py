@@ -1,0 +1,481 @@
+"""The Trainer: the moves and fit give the same bits, wrong orders and divergence change nothing."""
+
+import hashlib
+import os
+import signal
+import threading
+import tracemalloc
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import fastloop as fl
+from fastloop import _core
+
+DOCS = fl.load_docs()
+TOK = fl.CharTokenizer(DOCS)
+
+
+def make(lr=0.01, steps=100, optimizer=None, n_embd=16, block_size=8, seed=42, **options):
+    model = fl.BigramLM(TOK.vocab_size, n_embd=n_embd, block_size=block_size, seed=seed)
+    optimizer = optimizer or fl.Adam(lr=lr, betas=(0.85, 0.99))
+    schedule = options.pop("schedule", fl.schedules.linear(steps))
+    return fl.Trainer(model, optimizer, tokenizer=TOK, schedule=schedule, **options)
+
+
+def digest(trainer):
+    """A hash of parameters, gradients, moments and both step counts."""
+    state = trainer.optimizer.state_dict()["state"]
+    arrays = [trainer.model.params.flat, trainer.model.grads.flat]
+    arrays += [entry[slot] for entry in state.values() for slot in trainer.optimizer.slots]
+    counts = f"{trainer.steps} {trainer.optimizer.t}"
+    return hashlib.sha256(b"".join(a.tobytes() for a in arrays) + counts.encode()).hexdigest()
+
+
+def by_hand(trainer, docs, steps, batch_size, clip=None):
+    """The five moves, with the documents that fit would take."""
+    losses, accumulate = [], trainer.grad_accum
+    for step in range(steps):
+        trainer.zero_grad()
+        loss = 0.0
+        for micro in range(accumulate):
+            first = (step * accumulate + micro) * batch_size
+            loss += trainer.forward(trainer.batch([docs[(first + i) % len(docs)] for i in range(batch_size)]))
+            trainer.backward()
+        losses.append(loss / accumulate)
+        if clip is not None:
+            trainer.clip_grad_norm(clip)
+        trainer.step()
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("optimizer", [fl.Adam, fl.AdamW, fl.SGD])
+def test_the_moves_and_fit_give_the_same_bits(batch_size, clip, optimizer):
+    one = make(optimizer=optimizer(lr=0.01), clip_norm=clip)
+    many = make(optimizer=optimizer(lr=0.01), clip_norm=clip)
+    history = many.fit(DOCS[:50], steps=60, batch_size=batch_size)
+    losses = by_hand(one, DOCS[:50], 60, batch_size, clip)
+    assert np.array_equal(losses, history.loss)
+    assert np.array_equal(one.model.params.flat, many.model.params.flat)
+    assert one.optimizer.t == many.optimizer.t == one.steps == many.steps == 60
+    assert np.array_equal(history.clipped, history.norm > (clip or np.inf))
+    assert clip is None or history.clipped.any()
+
+
+def test_a_thousand_default_steps_follow_the_twin():
+    from fastloop import reference
+
+    trainer = make(steps=1000)
+    twin_model = fl.BigramLM(TOK.vocab_size)
+    twin = reference.BigramStep(twin_model.params.flat, TOK.vocab_size, 16, 8)
+    history = trainer.fit(DOCS, steps=1000)
+    losses = []
+    for step in range(1000):
+        ids = [TOK.bos, *TOK.encode(DOCS[step]), TOK.bos][:9]
+        inputs, targets = np.array(ids[:-1]), np.array(ids[1:])
+        n = len(inputs)
+        twin.zero_grad()
+        losses.append(twin.forward(inputs, targets, np.arange(n), np.full(n, 1 / n)))
+        twin.backward()
+        twin.step(lr=0.01 * (1 - step / 1000), beta1=0.85, beta2=0.99, eps=1e-8)
+    assert np.abs(history.loss - losses).max() < 1e-12
+    np.testing.assert_allclose(trainer.model.params.flat, twin_model.params.flat, rtol=0, atol=1e-12)
+    assert 3.2 < history.loss[0] < 3.4
+    assert history.mean_loss(100) < 2.5
+
+
+def test_micro_batches_give_the_bits_of_the_large_batch():
+    large, small = make(), make(grad_accum=4)
+    a = large.fit(DOCS[:50], steps=20, batch_size=8)
+    b = small.fit(DOCS[:50], steps=20, batch_size=2)
+    assert np.array_equal(large.model.params.flat, small.model.params.flat)
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-15)
+
+
+def test_a_last_partial_window_is_the_mean_over_its_documents():
+    # 10 documents in windows of 2 x 3: an epoch is 6 + 4 documents, and the last micro-batch has one.
+    small, large = make(grad_accum=2, schedule=fl.schedules.constant()), make(schedule=fl.schedules.constant())
+    small.fit(DOCS[:10], epochs=1, batch_size=3)
+    large.fit(DOCS[:6], steps=1, batch_size=6)
+    large.fit(DOCS[6:10], steps=1, batch_size=4)
+    assert np.array_equal(small.model.params.flat, large.model.params.flat)
+    by_hand_small = make(grad_accum=3, schedule=fl.schedules.constant())
+    for docs in (DOCS[:4], DOCS[4:8]):      # two of three
+        by_hand_small.forward(by_hand_small.batch(docs))
+        by_hand_small.backward()
+    by_hand_small.step()
+    large = make(schedule=fl.schedules.constant())
+    large.fit(DOCS[:8], steps=1, batch_size=8)
+    np.testing.assert_allclose(by_hand_small.model.grads.flat, gradient(DOCS[:8]), rtol=0, atol=1e-16)
+    np.testing.assert_allclose(by_hand_small.model.params.flat, large.model.params.flat, rtol=0, atol=1e-14)
+
+
+def gradient(docs):
+    trainer = make()
+    trainer.forward(trainer.batch(docs))
+    trainer.backward()
+    return trainer.model.grads.flat
+
+
+@pytest.mark.parametrize(
+    "moves, last, expected",
+    [
+        ("", "backward", "expected forward"),
+        ("", "step", "expected backward"),
+        ("f", "step", "after forward.*expected backward"),
+        ("fb", "backward", "expected forward"),
+        ("fbs", "step", "have been used"),
+        ("fbs", "forward", "expected zero_grad"),
+        ("fbs", "clip_grad_norm", "after step.*expected backward"),
+        ("fbs", "backward", "expected forward"),
+        ("fb", "forward", "expected step.*or zero_grad"),
+        ("fbc", "forward", "expected step.*or zero_grad"),
+        ("", "clip_grad_norm", "none to clip"),
+        ("f", "clip_grad_norm", "none to clip"),
+        ("f", "fit", "unfinished"),
+        ("fb", "fit", "unfinished"),
+        ("fb", "save", "unfinished"),
+    ],
+)
+def test_a_wrong_order_is_refused_and_changes_nothing(moves, last, expected, tmp_path):
+    trainer = make(clip_norm=1.0)
+    trainer.fit(DOCS, steps=3)
+    batch = trainer.batch(DOCS[:4])
+    do = {"f": lambda: trainer.forward(batch), "b": trainer.backward, "s": trainer.step, "c": trainer.clip_grad_norm}
+    for move in moves:
+        do[move]()
+    calls = {"forward": (batch,), "fit": (DOCS,), "save": (tmp_path / "x.npz",)}
+    before = digest(trainer)
+    with pytest.raises(fl.OrderError, match=expected):
+        getattr(trainer, last)(*calls.get(last, ()))
+    assert digest(trainer) == before
+    trainer.zero_grad()         # from anywhere, a new step can begin
+    trainer.forward(batch)
+    trainer.backward()
+    trainer.step()
+
+
+def test_accumulating_takes_as_many_batches_as_asked_for():
+    trainer = make(grad_accum=2)
+    batch = trainer.batch(DOCS[:4])
+    for _ in range(2):
+        trainer.forward(batch)
+        trainer.backward()
+    with pytest.raises(fl.OrderError, match="all 2 batches"):
+        trainer.forward(batch)
+    trainer.step()
+
+
+def test_forward_may_be_repeated():
+    trainer = make()
+    batch = trainer.batch(DOCS[:4])
+    assert trainer.forward(batch) == trainer.forward(batch)
+    trainer.backward()
+    assert np.array_equal(trainer.model.grads.flat, gradient(DOCS[:4]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_leaves_the_parameters_alone(value):
+    trainer = make()
+    trainer.fit(DOCS, steps=5)
+    trainer.model.params["lm_head"][3, 2] = value
+    before = trainer.model.params.flat.tobytes()
+    trainer.model.params["wte"][:] *= 1.0
+    with pytest.raises(fl.DivergenceError, match=r"step 5: the loss is .*smaller lr") as caught:
+        trainer.fit(DOCS, steps=5)
+    assert trainer.model.params.flat.tobytes() == before
+    assert caught.value.step == trainer.steps == trainer.optimizer.t == 5
+    assert caught.value.history is trainer.history
+    assert trainer.history.stop_reason == "diverged"
+    with pytest.raises(fl.DivergenceError):
+        trainer.forward(trainer.batch(DOCS[:1]))
+    assert trainer.model.params.flat.tobytes() == before
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_gradient_that_is_not_finite_is_caught_before_the_step(clip):
+    trainer = make()
+    trainer.forward(trainer.batch(DOCS[:4]))
+    trainer.backward()
+    trainer.model.grads["wpe"][0, 0] = np.nan
+    before = digest(trainer)
+    with pytest.raises(fl.DivergenceError, match="the gradient norm is nan"):
+        trainer.clip_grad_norm(1.0) if clip else trainer.step()
+    assert digest(trainer) == before
+
+
+def test_clip_grad_norm_scales_to_the_norm():
+    trainer = make()
+    trainer.forward(trainer.batch(DOCS[:4]))
+    trainer.backward()
+    grads = trainer.model.grads.flat
+    expected = np.linalg.norm(grads)
+    assert trainer.clip_grad_norm(0.01) == pytest.approx(expected, rel=1e-14)
+    assert np.linalg.norm(grads) == pytest.approx(0.01, rel=1e-14)
+    assert trainer.clip_grad_norm(5.0) == pytest.approx(0.01, rel=1e-14)
+    for bad in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="max_norm"):
+            trainer.clip_grad_norm(bad)
+
+
+def test_linear_takes_its_length_from_fit():
+    trainer = make(schedule=fl.schedules.linear())
+    assert np.array_equal(trainer.fit(DOCS, steps=10).lr, 0.01 * (1 - np.arange(10) / 10))
+    assert np.array_equal(trainer.fit(DOCS, steps=5).lr, 0.01 * (1 - np.arange(5) / 5))
+    trainer.zero_grad()
+    trainer.forward(trainer.batch(DOCS[:1]))
+    trainer.backward()
+    before = digest(trainer)
+    with pytest.raises(ValueError, match=r"linear\(steps=1000\)"):
+        trainer.step()
+    assert digest(trainer) == before
+
+
+def test_the_bits_do_not_depend_on_the_threads():
+    found = set()
+    for threads in (1, 2, 3, 4, 8):
+        fl.set_num_threads(threads)
+        trainer = make(n_embd=64)
+        trainer.fit(DOCS, steps=12, batch_size=256)
+        found.add(trainer.model.params.flat.tobytes())
+    fl.set_num_threads(2)
+    assert len(found) == 1
+
+
+def test_two_trainers_in_two_threads_give_the_bits_of_one_after_the_other():
+    alone = [make(seed=seed) for seed in (1, 2)]
+    for trainer in alone:
+        trainer.fit(DOCS, steps=2000)
+    together = [make(seed=seed) for seed in (1, 2)]
+    threads = [threading.Thread(target=trainer.fit, args=(DOCS,), kwargs={"steps": 2000}) for trainer in together]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for a, b in zip(alone, together, strict=True):
+        assert np.array_equal(a.model.params.flat, b.model.params.flat)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")    # Python warns of fork in a process with threads: the point
+def test_a_forked_child_trains():
+    trainer = make(n_embd=64)
+    trainer.fit(DOCS, steps=2, batch_size=256)      # starts the OpenMP threads, where there are any
+    for _ in range(5):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            trainer.fit(DOCS, steps=2, batch_size=256)
+            os._exit(0 if fl.get_num_threads() == 1 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_no_memory_is_taken_inside_a_step():
+    trainer = make()
+    data, _ = trainer.prepare(DOCS)
+    batch = trainer.model.make_batch(data)
+
+    def peak(steps):
+        indices, splits = np.arange(steps), np.arange(steps + 1)
+        lrs, losses, norms = np.full(steps, 1e-3), np.empty(steps), np.empty(steps)
+        trainer.loop.run(batch, indices, splits, 1, lrs, np.inf, losses, norms)      # the workspace
+        tracemalloc.start()
+        trainer.loop.run(batch, indices, splits, 1, lrs, np.inf, losses, norms)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    assert peak(1000) <= peak(1) + 64
+
+
+def test_ctrl_c_ends_the_run_at_a_whole_step(tmp_path):
+    trainer = make(steps=10**9)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    history = trainer.fit(DOCS, steps=10**9, save=tmp_path / "run.npz")
+    assert history.interrupted
+    assert history.stop_reason == "interrupted"
+    assert len(history) == trainer.steps == trainer.optimizer.t
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert fl.Trainer.load(tmp_path / "run.npz").steps == trainer.steps
+
+
+def test_history_has_an_entry_for_every_step():
+    trainer = make(clip_norm=0.5)
+    history = trainer.fit(DOCS, steps=250)
+    for name in ("loss", "lr", "norm", "seconds"):
+        column = getattr(history, name)
+        assert column.dtype == np.float64
+        assert column.shape == (250,)
+        assert np.isfinite(column).all()
+    assert np.array_equal(history.clipped, history.norm > 0.5)
+    assert (np.diff(history.seconds) >= 0).all()
+    assert history.predictions == sum(min(len(doc) + 1, 8) for doc in DOCS[:250])
+    assert history.cut == sum(len(doc) + 1 > 8 for doc in DOCS)
+    assert history.stop_reason == "finished"
+
+
+def test_evaluate_is_the_mean_over_the_tokens():
+    trainer = make(n_embd=5)
+    trainer.fit(DOCS, steps=30)
+    p = trainer.model.params
+    before = digest(trainer)
+    losses = []
+    for doc in DOCS[:300]:
+        ids = [TOK.bos, *TOK.encode(doc), TOK.bos][:9]
+        for t, (i, j) in enumerate(pairwise(ids)):
+            logits = p["lm_head"] @ (p["wte"][i] + p["wpe"][t])
+            losses.append(np.log(np.exp(logits).sum()) - logits[j])
+    assert trainer.evaluate(DOCS[:300]) == pytest.approx(np.mean(losses), rel=1e-13)
+    assert digest(trainer) == before
+
+
+def test_evaluate_between_the_moves_disturbs_nothing():
+    trainer, other = make(), make()
+    for one in (trainer, other):
+        one.forward(one.batch(DOCS[:4]))
+        if one is trainer:
+            one.evaluate(DOCS[:2000])
+        one.backward()
+        one.step()
+    assert np.array_equal(trainer.model.params.flat, other.model.params.flat)
+
+
+def test_early_stopping_restores_the_best():
+    trainer = make(lr=0.05, schedule=fl.schedules.constant())
+    history = trainer.fit(
+        DOCS[:20], steps=20000, validation=DOCS[1000:1200], eval_every=50, patience=3, restore_best=True
+    )
+    steps, losses = zip(*history.evaluations, strict=True)
+    best = int(np.argmin(losses))
+    assert history.stop_reason == "patience"
+    assert len(losses) == best + 4
+    assert steps[best] == 50 * (best + 1)
+    assert trainer.evaluate(DOCS[1000:1200]) == losses[best]
+
+
+def test_tol_stops_when_an_epoch_brings_no_more():
+    trainer = make(lr=0.01, schedule=fl.schedules.constant())
+    history = trainer.fit(DOCS[:40], epochs=10**6, batch_size=40, tol=1e-3)
+    assert history.stop_reason == "converged"
+    assert abs(history.loss[-1] - history.loss[-2]) < 1e-3 <= abs(history.loss[-2] - history.loss[-3])
+
+
+def test_shuffling_visits_every_document_once_an_epoch():
+    orders = []
+    for shuffle in (False, True):
+        sampler = fl.sampler.Sampler(10, 3, 1, "shuffled" if shuffle else "given", seed=5, epochs=True)
+        indices, splits = sampler.take(0, 8)
+        assert splits.tolist() == [0, 3, 6, 9, 10, 13, 16, 19, 20]
+        for epoch in (indices[:10], indices[10:]):
+            assert sorted(epoch) == list(range(10))
+        orders.append(indices.tolist())
+        parts = [sampler.take(step, 1)[0] for step in range(8)]     # the same, however the run is cut
+        assert np.concatenate(parts).tolist() == orders[-1]
+    assert orders[0] == list(range(10)) * 2
+    assert orders[1][:10] != orders[1][10:]
+
+
+def test_generate_follows_the_models_distribution():
+    trainer = make()
+    trainer.fit(DOCS, steps=500)
+    model = trainer.model
+    assert model.generate(TOK, 5, seed=3) == model.generate(TOK, 5, seed=3)
+    assert model.generate(TOK, 5, seed=3) != model.generate(TOK, 5, seed=4)
+    first = [name[:1] for name in model.generate(TOK, 4000, seed=1)]
+    logits = model.next_logits(TOK.bos, 0)
+    p = np.exp(logits) / np.exp(logits).sum()
+    for i in (0, 4, 12):
+        expected = p[i]
+        got = sum(c == TOK.chars[i] for c in first) / 4000
+        assert abs(got - expected) < 5 * np.sqrt(expected / 4000)
+    greedy = model.generate(TOK, 2, temperature=0.0)
+    assert greedy[0] == greedy[1]
+    assert greedy[0][:1] == TOK.decode([int(np.argmax(p))])
+    with pytest.raises(ValueError, match="temperature"):
+        model.generate(TOK, temperature=-1.0)
+
+
+def test_a_text_is_learnt_in_windows():
+    text = "the cat sat on the mat and the dog sat on the log. " * 40
+    tok = fl.CharTokenizer([text])
+    model = fl.BigramLM(tok.vocab_size, n_embd=16, block_size=12)
+    trainer = fl.Trainer(model, fl.Adam(lr=0.02), tokenizer=tok)
+    history = trainer.fit(text, steps=600, batch_size=4)
+    assert history.predictions == 600 * 4 * 12
+    # A bigram-level model that sees the position too can only come near the counts, which it does.
+    assert abs(trainer.evaluate(text) - fl.bigram_baseline(text, tokenizer=tok, block_size=12)) < 0.1
+    with pytest.raises(ValueError, match="no window"):
+        trainer.fit("the cat", steps=1)
+
+
+def test_callbacks_are_called_by_name():
+    calls = []
+
+    class Spy:
+        def on_start(self, trainer):
+            calls.append("start")
+
+        def on_log(self, trainer):
+            calls.append(len(trainer.history))
+
+        def on_evaluate(self, trainer, step, loss):
+            calls.append(("evaluate", step))
+
+        def on_end(self, trainer):
+            calls.append("end")
+
+    make().fit(DOCS, steps=25, log_every=10, validation=DOCS[:10], eval_every=20, callbacks=[Spy()])
+    assert calls == ["start", 1, 10, 20, ("evaluate", 20), 25, ("evaluate", 25), "end"]
+
+
+def test_a_callback_that_raises_ends_the_run_at_a_whole_step():
+    class Fails:
+        def on_step(self, trainer):
+            if trainer.steps == 7:
+                raise RuntimeError("enough")
+
+    trainer, other = make(), make()
+    with pytest.raises(RuntimeError, match="enough"):
+        trainer.fit(DOCS, steps=25, callbacks=[Fails()])
+    assert len(trainer.history) == trainer.steps == 7
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    trainer.resume(DOCS)
+    other.fit(DOCS, steps=25)
+    assert np.array_equal(trainer.model.params.flat, other.model.params.flat)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"steps": 0}, "steps = 0"),
+        ({"steps": 1.5}, "steps = 1.5"),
+        ({"steps": 1, "batch_size": 0}, "batch_size = 0"),
+        ({"steps": 1, "epochs": 1}, "say one"),
+        ({"steps": 1, "patience": 1}, "need validation"),
+    ],
+)
+def test_bad_arguments_of_fit(options, message):
+    trainer = make()
+    before = digest(trainer)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(DOCS, **options)
+    assert digest(trainer) == before
+
+
+def test_a_batch_of_another_model_is_refused():
+    trainer = make()
+    other_tok = fl.CharTokenizer(["".join(map(chr, range(97, 160)))])
+    other = fl.Trainer(fl.BigramLM(other_tok.vocab_size), tokenizer=other_tok)
+    with pytest.raises(ValueError, match="do not fit"):
+        trainer.forward(other.batch([other_tok.chars]))
+    with pytest.raises(TypeError):
+        trainer.forward(np.zeros(3))
+    with pytest.raises(fl.DataError, match="only 27"):
+        fl.Trainer(trainer.model, fl.Adam(), tokenizer=other_tok).batch(["a"])
+
+
+def test_the_variant_in_use_is_the_one_asked_for():
+    assert _core.isa == (os.environ.get("FASTLOOP_ISA") or _core.supported[0])
