@@ -3,6 +3,8 @@
 
 import numpy as np
 
+openmp: bool    # whether it was compiled with threads
+
 def set_max_threads(n: int) -> None: ...
 def embedding_forward(
     inputs: np.ndarray,         # const int64_t[::1] (N,)
@@ -55,9 +57,24 @@ def adam_step(
     grad_scale: float,
     zero_grad: bool,
 ) -> None: ...
+def sgd_step(
+    grad: np.ndarray,           # double[::1] (n,)
+    param: np.ndarray,          # double[::1] (n,)
+    velocity: np.ndarray | None,    # double[::1] (n,), None without momentum
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    t: int,
+    weight_decay: float,
+    grad_scale: float,
+    zero_grad: bool,
+) -> None: ...
 def grad_norm(
     grad: np.ndarray,           # const double[::1] (n,)
 ) -> float: ...
+
+class Buffer: ...
 
 class Batch:
     @property
@@ -65,7 +82,17 @@ class Batch:
     @property
     def n_predictions(self) -> int: ...
 
-class TokenData:
+class Data:
+    @property
+    def n_examples(self) -> int: ...
+    @property
+    def longest(self) -> int: ...
+    def predictions(
+        self,
+        indices: np.ndarray,    # const int64_t[::1]
+    ) -> int: ...
+
+class TokenData(Data):
     def __init__(
         self,
         ids: np.ndarray,        # const int32_t[::1]
@@ -73,11 +100,13 @@ class TokenData:
         block_size: int,
     ) -> None: ...
     @property
-    def n_examples(self) -> int: ...
-    @property
     def block_size(self) -> int: ...
     @property
-    def longest(self) -> int: ...
+    def n_ids(self) -> int: ...
+    def predictions(
+        self,
+        indices: np.ndarray,    # const int64_t[::1]
+    ) -> int: ...
 
 class TokenBatch(Batch):
     def __init__(self, data: TokenData) -> None: ...
@@ -97,31 +126,61 @@ class Model:
     @property
     def size(self) -> int: ...
 
-class Bigram(Model):
+class LanguageModel(Model):
     def __init__(
         self,
-        params: np.ndarray,     # const double[::1] ((2 V + T) D,)
-        grads: np.ndarray,      # double[::1] ((2 V + T) D,)
+        params: np.ndarray,     # const double[::1] ((2 V + T) D + body,)
+        grads: np.ndarray,      # double[::1], as long
         V: int,
         D: int,
         T: int,
+        body: int = 0,
     ) -> None: ...
+    @property
+    def V(self) -> int: ...
+    @property
+    def D(self) -> int: ...
+    @property
+    def T(self) -> int: ...
+
+class Bigram(LanguageModel): ...
 
 class Optimizer:
     t: int
+    def __init__(
+        self,
+        grad: np.ndarray,       # double[::1] (n,)
+        param: np.ndarray,      # double[::1] (n,)
+        bounds: np.ndarray,     # const int64_t[::1] (segments + 1,)
+        decay: np.ndarray,      # const double[::1] (segments,)
+    ) -> None: ...
 
 class Adam(Optimizer):
     def __init__(
         self,
         grad: np.ndarray,       # double[::1] (n,)
         param: np.ndarray,      # double[::1] (n,)
+        bounds: np.ndarray,     # const int64_t[::1] (segments + 1,)
+        decay: np.ndarray,      # const double[::1] (segments,)
         m: np.ndarray,          # double[::1] (n,)
         v: np.ndarray,          # double[::1] (n,)
         beta1: float,
         beta2: float,
         eps: float,
-        weight_decay: float,
         decoupled: bool,
+    ) -> None: ...
+
+class SGD(Optimizer):
+    def __init__(
+        self,
+        grad: np.ndarray,       # double[::1] (n,)
+        param: np.ndarray,      # double[::1] (n,)
+        bounds: np.ndarray,     # const int64_t[::1] (segments + 1,)
+        decay: np.ndarray,      # const double[::1] (segments,)
+        velocity: np.ndarray | None,    # double[::1] (n,), None without momentum
+        momentum: float,
+        dampening: float,
+        nesterov: bool,
     ) -> None: ...
 
 class Loop:

@@ -1,0 +1,106 @@
+"""The compiled model's gradients against complex-step derivatives of its NumPy twin.
+
+f(p + ih) = f(p) + ih f'(p) + O(h^2): the imaginary part at h = 1e-30 is the derivative to the last bit, since nothing
+is subtracted (Squire and Trapp, SIAM Review 40, 1998).  Only the twin's forward pass is used.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+
+from fastloop.reference import BigramStep
+
+STEP = 1e-30
+# V, D, T and the documents' lengths; beyond a vocabulary of 2,048 backward computes the logits a second time.
+CASES = {
+    "one of everything": (1, 1, 1, [1]),
+    "default job": (27, 16, 8, [5]),
+    "cut documents": (27, 16, 8, [8, 9, 20, 1]),
+    "batch of 32": (27, 16, 8, [1 + i * 7 % 11 for i in range(32)]),
+    "odd sizes": (129, 5, 3, [3, 2, 1, 3]),
+    "three tiles": (300, 13, 4, [4, 3, 4]),
+    "logits not kept": (2100, 2, 3, [3, 1]),
+    "logits not kept, two panels": (2177, 1, 9, [9, 2]),
+}
+
+
+@functools.cache
+def setting(case):
+    """Parameters, documents (ids, starts), the batch as arrays, and the loss's complex-step gradient."""
+    V, D, T, lengths = CASES[case]
+    rng = np.random.default_rng(len(case))
+    params = rng.normal(0.0, 0.5, (2 * V + T) * D)
+    starts = np.cumsum([0, *lengths])
+    ids = rng.integers(0, V, starts[-1] + 1)
+    places = [(start, t, min(n, T)) for start, n in zip(starts, lengths, strict=False) for t in range(min(n, T))]
+    inputs, targets, positions = np.array([(ids[s + t], ids[s + t + 1], t) for s, t, _ in places]).T
+    weights = np.array([1.0 / (len(lengths) * n) for *_, n in places])
+    batch = inputs, targets, positions, weights
+
+    twin = BigramStep(params.astype(complex), V, D, T, N=len(inputs))
+    gradient = np.empty_like(params)
+    for i in range(params.size):
+        twin.params[i] += 1j * STEP
+        gradient[i] = twin.forward(*batch).imag / STEP
+        twin.params[i] = params[i]
+    return params, ids.astype(np.int32), starts, batch, gradient
+
+
+def bound(variant, case):
+    """The compiled loop over the case's parameters, and its gradient buffer."""
+    V, D, T, lengths = CASES[case]
+    params, ids, starts, *_ = setting(case)
+    gradient = np.full_like(params, np.nan)
+    batch = variant.TokenBatch(variant.TokenData(ids, starts, T))
+    batch.take(np.arange(len(lengths)), float(len(lengths)))
+    return variant.Loop(variant.Bigram(params, gradient, V, D, T), None), batch, gradient
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_gradient_is_the_complex_step_s(variant, case):
+    V, D, T, _ = CASES[case]
+    *_, expected = setting(case)
+    loop, batch, gradient = bound(variant, case)
+    loop.zero_grad()
+    loop.forward(batch)
+    loop.backward()
+    for name, first, last in (("wte", 0, V), ("wpe", V, V + T), ("lm_head", V + T, 2 * V + T)):
+        g, e = gradient[first * D:last * D], expected[first * D:last * D]
+        error = abs(g - e).max()
+        assert error <= 1e-13 * abs(e).max(), f"{name}: error {error:.1e}, largest {abs(e).max():.1e}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_batch_are_the_twin_s(variant, case):
+    V, D, T, _ = CASES[case]
+    params, _, _, arrays, _ = setting(case)
+    loop, batch, _ = bound(variant, case)
+    for given, expected in zip(batch.arrays(), arrays, strict=True):
+        assert given == expected.tolist()
+    twin = BigramStep(params, V, D, T, N=len(arrays[0]))
+    assert loop.forward(batch) == pytest.approx(twin.forward(*arrays), rel=1e-14, abs=0.0)
+    ones = np.ones(len(arrays[0]))
+    assert loop.total_loss() == pytest.approx(twin.forward(*arrays[:3], ones), rel=1e-14, abs=0.0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_backward_adds(variant, case):
+    loop, batch, gradient = bound(variant, case)
+    loop.zero_grad()
+    loop.forward(batch)
+    loop.backward()
+    once = gradient.copy()
+    loop.forward(batch)
+    loop.backward()
+    np.testing.assert_allclose(gradient, 2.0 * once, rtol=1e-12, atol=1e-15 * abs(once).max())
+
+
+def test_the_twin_s_own_gradient():
+    for case in ("default job", "batch of 32", "odd sizes"):
+        V, D, T, _ = CASES[case]
+        params, _, _, batch, expected = setting(case)
+        twin = BigramStep(params.copy(), V, D, T, N=len(batch[0]))
+        twin.forward(*batch)
+        twin.backward()
+        assert abs(twin.grads - expected).max() <= 1e-13 * abs(expected).max()
