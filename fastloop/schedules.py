@@ -1,32 +1,303 @@
 """Learning-rate schedules: plain functions from the step (counted from 0) to a factor on the optimiser's lr.
 
-A schedule made without a length takes it from `fit`: it carries a function `for_steps(n)` that gives the schedule for
-a run of n steps, counted from where that run began.  Any function of the step serves as well.
+Any function of the step serves; those made here compose (`warmup` in front of any, `join` end to end) and carry two
+attributes more.  `spec` describes the schedule in plain values that JSON can hold, and `from_spec` makes it again; a
+schedule that contains a function of the user's own has none.  One made without a length takes it from `fit`:
+its `for_steps(n)` gives the schedule for a run of n steps, counted from where that run began.
+
+`end` is always the factor that is reached after the last step and kept from then on.
 """
 
+from bisect import bisect_right
+from contextlib import suppress
+from math import cos, isfinite, pi, sqrt
 
-def _check_steps(steps):
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"steps must be an int, got {steps!r}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+import numpy as np
+
+__all__ = [
+    "constant",
+    "cosine",
+    "exponential",
+    "from_spec",
+    "inverse_sqrt",
+    "join",
+    "linear",
+    "one_cycle",
+    "step_decay",
+    "warmup",
+    "warmup_stable_decay",
+]
 
 
-def constant():
-    """Factor 1 at every step."""
-    return lambda step: 1.0
+def constant(factor=1.0):
+    """The same factor at every step.
+
+    factor: at least 0.
+    """
+    factor = _number("factor", factor)
+    return _describe(lambda step: factor, constant, factor=factor)
 
 
 def linear(steps=None, end=0.0):
-    """From 1 down to `end` in a straight line: 1 - (1 - end) step / steps, and `end` from then on.
+    """From 1 down to `end` in a straight line: 1 - (1 - end) step / steps.
 
-    steps: length in steps; None takes it from fit.
+    steps: length, at least 1; None takes it from fit.  end: at least 0.
     """
+    end = _number("end", end)
     if steps is None:
-        def unbound(step):
-            raise ValueError("linear() takes its length from fit; by hand say linear(steps=1000)")
+        return _unbound(linear, end=end)
+    steps = _count("steps", steps)
+    slope = 1.0 - end
+    return _describe(lambda step: 1.0 - slope * step / steps if step < steps else end, linear, steps=steps, end=end)
 
-        unbound.for_steps = lambda n: linear(n, end)
-        return unbound
-    _check_steps(steps)
-    return lambda step: 1.0 - (1.0 - end) * step / steps if step < steps else end
+
+def cosine(steps=None, end=0.0):
+    """From 1 down to `end` along half a cosine: end + (1 - end) (1 + cos(pi step / steps)) / 2.
+
+    steps: length, at least 1; None takes it from fit.  end: the floor, at least 0.
+
+    Loshchilov and Hutter 2017 (SGDR), equation 5, without restarts; for restarts join several.
+    """
+    end = _number("end", end)
+    if steps is None:
+        return _unbound(cosine, end=end)
+    steps = _count("steps", steps)
+
+    def factor(step):
+        return end + (1.0 - end) * 0.5 * (1.0 + cos(pi * step / steps)) if step < steps else end
+
+    return _describe(factor, cosine, steps=steps, end=end)
+
+
+def exponential(steps=None, end=0.01):
+    """From 1 down to `end` by the same ratio each step: end^(step / steps).
+
+    steps: length, at least 1; None takes it from fit.  end: greater than 0.
+
+    The ratio of one step to the next, torch's gamma, is end^(1 / steps).
+    """
+    end = _number("end", end, above=True)
+    if steps is None:
+        return _unbound(exponential, end=end)
+    steps = _count("steps", steps)
+    return _describe(lambda step: end ** (step / steps) if step < steps else end, exponential, steps=steps, end=end)
+
+
+def step_decay(every, gamma=0.1):
+    """A staircase: gamma^floor(step / every).
+
+    every: steps from one fall to the next, at least 1.  gamma: ratio of a fall, greater than 0.
+    """
+    every, gamma = _count("every", every), _number("gamma", gamma, above=True)
+    return _describe(lambda step: gamma ** (step // every), step_decay, every=every, gamma=gamma)
+
+
+def inverse_sqrt(timescale):
+    """From 1 down as one over the root of the step, without end: sqrt(timescale / (timescale + step)).
+
+    timescale: steps, at least 1; after three times as many the factor is a half.
+
+    warmup(W - 1, inverse_sqrt(W)) is the schedule of Vaswani et al. 2017, equation 3, for W warm-up steps, divided by
+    its peak.
+    """
+    timescale = _count("timescale", timescale)
+    return _describe(lambda step: sqrt(timescale / (timescale + step)), inverse_sqrt, timescale=timescale)
+
+
+def one_cycle(steps=None, pct_start=0.3, div_factor=25.0, final_div_factor=1e4):
+    """Up to 1 and down again, each along half a cosine; the last step has the smallest factor.
+
+    With `low` = 1 / div_factor, from low at step 0 to 1 at step pct_start steps - 1, then to low / final_div_factor at
+    step steps - 1, kept from then on.
+
+    steps: length, at least 2; None takes it from fit.  pct_start: share of the steps that rise, in [0, 1).
+    div_factor, final_div_factor: greater than 0.
+
+    Smith and Topin 2018 (super-convergence), with the names and the values of torch's OneCycleLR at two phases; the
+    momentum stays as it is.
+    """
+    pct_start = _number("pct_start", pct_start)
+    if not pct_start < 1.0:
+        raise ValueError(f"pct_start = {pct_start} is outside [0, 1)")
+    low = 1.0 / _number("div_factor", div_factor, above=True)
+    end = low / _number("final_div_factor", final_div_factor, above=True)
+    shape = {"pct_start": pct_start, "div_factor": float(div_factor), "final_div_factor": float(final_div_factor)}
+    if steps is None:
+        return _unbound(one_cycle, **shape)
+    steps = _count("steps", steps, low=2)
+    peak, last = pct_start * steps - 1.0, steps - 1
+
+    def factor(step):
+        if step < peak:
+            return 1.0 + (low - 1.0) * 0.5 * (1.0 + cos(pi * step / peak))
+        return end + (1.0 - end) * 0.5 * (1.0 + cos(pi * (step - peak) / (last - peak))) if step < last else end
+
+    return _describe(factor, one_cycle, steps=steps, **shape)
+
+
+def warmup_stable_decay(warmup, decay, steps=None, end=0.0):
+    """Up as `warmup` does, then 1, and over the last `decay` steps down to `end` in a straight line.
+
+    warmup, decay: steps, at least 0 and 1.  steps: of the whole, at least warmup + decay; None takes it from fit.
+    end: at least 0.
+
+    Hu et al. 2024 (MiniCPM), section 4, who name it and fall exponentially; the straight line is that of Hägele
+    et al. 2024, section 4.
+    """
+    warmup, decay, end = _count("warmup", warmup, low=0), _count("decay", decay), _number("end", end)
+    if steps is None:
+        return _unbound(warmup_stable_decay, warmup=warmup, decay=decay, end=end)
+    steps = _count("steps", steps)
+    if steps < warmup + decay:
+        raise ValueError(f"steps = {steps} has no room for a warm-up of {warmup} and a decay of {decay}")
+    turn = steps - decay
+
+    def factor(step):
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if step < turn:
+            return 1.0
+        return 1.0 - (1.0 - end) * (step - turn) / decay if step < steps else end
+
+    return _describe(factor, warmup_stable_decay, warmup=warmup, decay=decay, steps=steps, end=end)
+
+
+def warmup(steps, schedule=None):
+    """A straight line up to a schedule, which then begins: (step + 1) / (steps + 1) times its first factor.
+
+    steps: length of the line, at least 0.  schedule: any function of the step, counted from the end of the line
+    (default constant()); one that takes its length from fit gets what the line leaves.
+
+    The form is nanoGPT's: step 0 does not stand still, and the peak, at step `steps`, is not taken twice.
+    """
+    steps = _count("steps", steps, low=0)
+    schedule = constant() if schedule is None else _function("schedule", schedule)
+    if hasattr(schedule, "for_steps"):
+        return _unbound(warmup, _rest(steps, lambda rest: warmup(steps, schedule.for_steps(rest))),
+                        steps=steps, schedule=schedule)
+
+    def factor(step):
+        return schedule(step - steps) if step >= steps else schedule(0) * (step + 1) / (steps + 1)
+
+    return _describe(factor, warmup, steps=steps, schedule=schedule)
+
+
+def join(schedules, boundaries):
+    """Schedules end to end: each is counted from the boundary where it begins.
+
+    schedules: list of functions of the step, at least one.  boundaries: the steps at which the second and those after
+    it begin, rising, one fewer than schedules.  Where one takes its length from fit, it gets the distance to the next
+    boundary, and the last what the boundaries leave of the run.
+    """
+    schedules = [_function(f"schedules[{i}]", s) for i, s in enumerate(_list("schedules", schedules))]
+    boundaries = [_count(f"boundaries[{i}]", b) for i, b in enumerate(_list("boundaries", boundaries))]
+    if len(boundaries) != len(schedules) - 1:
+        raise ValueError(f"{len(schedules)} schedules need {len(schedules) - 1} boundaries, got {len(boundaries)}")
+    starts = [0, *boundaries]
+    for i, (a, b) in enumerate(zip(starts, boundaries, strict=False)):
+        if b <= a:
+            raise ValueError(f"boundaries[{i}] = {b} must be greater than {a}")
+        if hasattr(schedules[i], "for_steps"):
+            schedules[i] = schedules[i].for_steps(b - a)
+    *before, last = schedules
+    if hasattr(last, "for_steps"):
+        return _unbound(join, _rest(starts[-1], lambda rest: join([*before, last.for_steps(rest)], boundaries)),
+                        schedules=schedules, boundaries=boundaries)
+
+    def factor(step):
+        i = max(0, bisect_right(starts, step) - 1)
+        return schedules[i](step - starts[i])
+
+    return _describe(factor, join, schedules=schedules, boundaries=boundaries)
+
+
+def from_spec(spec):
+    """The schedule that a `spec` describes.
+
+    Raises ValueError where it is not one that this module writes.
+    """
+    try:
+        arguments = {name: _from_plain(value) for name, value in spec.items()}
+        return _MAKERS[arguments.pop("name")](**arguments)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not the description of a schedule: {spec!r}") from error
+
+
+_MAKERS = {
+    make.__name__: make
+    for make in (
+        constant, cosine, exponential, inverse_sqrt, join, linear, one_cycle, step_decay, warmup, warmup_stable_decay,
+    )
+}
+
+
+def _from_plain(value):
+    if isinstance(value, list):
+        return [_from_plain(v) for v in value]
+    return from_spec(value) if isinstance(value, dict) else value
+
+
+def _to_plain(value):
+    if isinstance(value, list):
+        return [_to_plain(v) for v in value]
+    return value.spec if callable(value) else value
+
+
+def _describe(schedule, make, /, **arguments):
+    """`schedule` with its spec, unless a function without one is among the arguments."""
+    with suppress(AttributeError):      # of a user's own function, which only the user can make again
+        schedule.spec = {"name": make.__name__, **{name: _to_plain(value) for name, value in arguments.items()}}
+    return schedule
+
+
+def _unbound(make, for_steps=None, /, **arguments):
+    """What stands for a schedule until fit gives it a length."""
+    name = make.__name__
+
+    def unbound(step):
+        raise ValueError(f"{name}() takes its length from fit; by hand say how long, as in linear(steps=1000)")
+
+    if for_steps is None:
+        unbound.for_steps = lambda n: make(steps=n, **arguments)
+        return _describe(unbound, make, steps=None, **arguments)
+    unbound.for_steps = for_steps
+    return _describe(unbound, make, **arguments)
+
+
+def _rest(used, bind):
+    """A for_steps that hands on what `used` steps leave of a run."""
+    def for_steps(n):
+        if _count("steps", n) <= used:
+            raise ValueError(f"a run of {n} steps leaves nothing to a schedule whose last part begins at step {used}")
+        return bind(n - used)
+
+    return for_steps
+
+
+def _count(name, value, low=1):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} = {value} must be at least {low}")
+    return int(value)
+
+
+def _number(name, value, above=False):
+    """`value` as a finite float, at least 0 or `above` it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not isfinite(value) or value < 0.0 or (above and value == 0.0):
+        raise ValueError(f"{name} = {value} must be a finite number {'>' if above else '>='} 0")
+    return float(value)
+
+
+def _function(name, value):
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of the step, got {value!r}")
+    return value
+
+
+def _list(name, value):
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} must be a list, got {value!r}")
+    return value
