@@ -14,6 +14,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
+def at_least(low, kind=int):
+    """An argparse type: a number of at least `low`."""
+
+    def parse(text):
+        value = kind(text)
+        if not low <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {low}")
+        return value
+
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse
+
+
 def make_parser():
     parser = Parser(
         prog="fastloop-train",
@@ -25,24 +38,24 @@ def make_parser():
     group.add_argument("--encoding", default="utf-8", help="of the file")
     group.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="share of documents held out")
     group = parser.add_argument_group("model")
-    group.add_argument("--n-embd", type=int, default=16, metavar="D", help="width of the embeddings")
-    group.add_argument("--block-size", type=int, default=8, metavar="T", help="predictions a document is cut to")
-    group.add_argument("--init-std", type=float, default=0.08, metavar="S", help="of the initial weights")
+    group.add_argument("--n-embd", type=at_least(1), default=16, metavar="D", help="width of the embeddings")
+    group.add_argument("--block-size", type=at_least(1), default=8, metavar="T", help="predictions to cut to")
+    group.add_argument("--init-std", type=at_least(0, float), default=0.08, metavar="S", help="of the start weights")
     group = parser.add_argument_group("training")
-    group.add_argument("--steps", type=int, default=1000, metavar="N", help="training steps")
-    group.add_argument("--batch-size", type=int, default=1, metavar="B", help="documents a step")
+    group.add_argument("--steps", type=at_least(1), default=1000, metavar="N", help="training steps")
+    group.add_argument("--batch-size", type=at_least(1), default=1, metavar="B", help="documents a step")
     group.add_argument("--shuffle", action="store_true", help="a new order of the documents each epoch")
     group.add_argument("--lr", type=float, default=0.01, help="learning rate at the start; it falls linearly to 0")
     group.add_argument("--beta1", type=float, default=0.85, help="decay of Adam's first moment")
     group.add_argument("--beta2", type=float, default=0.99, help="decay of Adam's second moment")
     group.add_argument("--eps", type=float, default=1e-8, help="added to Adam's denominator")
     group.add_argument("--clip-norm", type=float, metavar="X", help="largest global gradient norm (default: any)")
-    group.add_argument("--seed", type=int, default=42, help="of the weights, the split, the order and the samples")
-    group.add_argument("--threads", type=int, metavar="N", help="at most so many (default: the CPUs at hand)")
+    group.add_argument("--seed", type=at_least(0), default=42, help="of weights, split, order and samples")
+    group.add_argument("--threads", type=at_least(1), metavar="N", help="at most (default: the CPUs at hand)")
     group = parser.add_argument_group("output")
-    group.add_argument("--log-every", type=int, default=100, metavar="N", help="steps from line to line; 0 for none")
-    group.add_argument("--sample", type=int, default=10, metavar="N", help="documents to sample at the end")
-    group.add_argument("--temperature", type=float, default=0.8, metavar="X", help="of the samples")
+    group.add_argument("--log-every", type=at_least(0), default=100, metavar="N", help="steps a line; 0: none")
+    group.add_argument("--sample", type=at_least(0), default=10, metavar="N", help="documents to sample at the end")
+    group.add_argument("--temperature", type=at_least(0, float), default=0.8, metavar="X", help="of the samples")
     group.add_argument("--quiet", action="store_true", help="print the losses and the samples only")
     return parser
 
@@ -131,7 +144,7 @@ def main(argv=None):
         return 141
     except errors.DivergenceError as error:
         return complain(parser, error, 1)
-    except (errors.FastloopError, ValueError, OSError, OverflowError, MemoryError) as error:
+    except (errors.FastloopError, ValueError, OSError, LookupError, OverflowError, MemoryError) as error:
         return complain(parser, error, 2)
     except KeyboardInterrupt:
         return 130

@@ -1,0 +1,152 @@
+"""The command line, run as a user runs it."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import fastloop as fl
+
+COMMAND = [sys.executable, "-m", "fastloop.train"]
+
+
+def run(*arguments, **options):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
+
+
+def test_the_default_run_prints_what_it_did(tmp_path):
+    done = run(cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0] == "documents   5,163: 4,647 to train on, 516 held out (seed 42)"
+    for start in ("cut         795 documents", "vocabulary  27", "parameters  992", "baseline    2.385"):
+        assert any(line.startswith(start) for line in lines), start
+    steps = [line for line in lines if line.startswith("step")]
+    numbers = [int(re.search(r"([\d,]+)/1,000", line)[1].replace(",", "")) for line in steps]
+    assert numbers == [1, *range(100, 1001, 100)]
+    assert all(re.search(r"loss \d\.\d{4}  lr 0\.\d{6}  norm \d\.\d{3}  [\d,]+ tokens/s$", line) for line in steps)
+    first, last = (float(re.search(r"loss (\S+)", line)[1]) for line in (steps[0], steps[-1]))
+    assert 3.2 < first < 3.4
+    assert 2.1 < last < 2.5
+    train, validation = re.search(r"^loss +train (\S+), validation (\S+) nats", done.stdout, re.M).groups()
+    assert 2.2 < float(train) < 2.5
+    assert 2.2 < float(validation) < 2.5
+    assert sum(line.startswith("--sample: -1") for line in lines) == 10
+    assert "\r" not in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_the_run_is_the_trainers_own(tmp_path):
+    docs = fl.load_docs()
+    train, val = fl.split_docs(docs, 0.1, 42)
+    tok = fl.CharTokenizer(docs)
+    trainer = fl.Trainer(
+        fl.BigramLM(tok.vocab_size), fl.Adam(lr=0.01, betas=(0.85, 0.99)), tokenizer=tok, schedule=fl.schedules.linear()
+    )
+    trainer.fit(train, steps=300)
+    done = run("--steps", 300, "--quiet", "--sample", 3, cwd=tmp_path)
+    losses = f"train {trainer.evaluate(train):.4f}, validation {trainer.evaluate(val):.4f}"
+    expected = [f"loss        {losses} nats per token"]
+    expected += [f"sample      {name}" for name in trainer.model.generate(tok, 3, 0.8, 42)]
+    assert done.stdout.splitlines() == expected
+
+
+def test_help_names_every_flag_in_groups():
+    done = run("--help")
+    assert done.returncode == 0
+    for word in ("data:", "model:", "training:", "output:", "--val-fraction", "--beta2", "--threads", "--log-every"):
+        assert word in done.stdout
+
+
+BAD = [
+    (["--steps", "0"], "--steps: 0 is not a number of at least 1"),
+    (["--steps", "-5"], "--steps: -5"),
+    (["--steps", "many"], "--steps: invalid whole number value: 'many'"),
+    (["--step-size", "1"], "--step-size"),
+    (["--batch-size", "0"], "--batch-size: 0"),
+    (["--n-embd", "0"], "--n-embd: 0"),
+    (["--n-embd", "10000000000000"], ""),
+    (["--block-size", "-1"], "--block-size: -1"),
+    (["--lr", "nan"], "lr = nan"),
+    (["--lr", "-1"], "lr = -1"),
+    (["--beta1", "1"], "betas[0] = 1.0"),
+    (["--beta2", "-0.1"], "betas[1] = -0.1"),
+    (["--eps", "0"], "eps = 0"),
+    (["--seed", "-1"], "--seed: -1"),
+    (["--threads", "0"], "--threads: 0"),
+    (["--val-fraction", "1"], "fraction = 1"),
+    (["--val-fraction", "nan"], "fraction = nan"),
+    (["--sample", "-1"], "--sample: -1"),
+    (["--temperature", "-1"], "--temperature: -1"),
+    (["--log-every", "-1"], "--log-every: -1"),
+    (["--clip-norm", "0"], "clip_norm = 0"),
+    (["--data", "missing.txt"], "missing.txt: No such file"),
+    (["--data", "."], "Is a directory"),
+    (["--encoding", "klingon"], "klingon"),
+    (["extra"], "extra"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", BAD)
+def test_a_bad_argument_is_one_line_and_status_2(arguments, message, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("fastloop-train: error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+FILES = {
+    "empty": (b"", "is empty"),
+    "blank": (b"\n \n\r\n", "only blank lines"),
+    "nul": (b"anna\nbe\0n\n", "line 2, column 3"),
+    "latin-1": (b"anna\nren\xe9\n", "line 2, byte offset 8"),
+}
+
+
+@pytest.mark.parametrize("name", ["empty", "blank", "nul", "latin-1"])
+def test_a_bad_file_is_one_line_with_the_place_and_status_2(name, tmp_path):
+    content, message = FILES[name]
+    (tmp_path / "data.txt").write_bytes(content)
+    done = run("--data", "data.txt", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("fastloop-train: error: data.txt")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content, parameters",
+    [
+        (b"a\n", (2 + 8 + 2) * 16),
+        (b"\xef\xbb\xbfab\r\nba\r\n", (3 + 8 + 3) * 16),
+        ("é\nñ".encode(), (3 + 8 + 3) * 16),
+        (b"ab\n" + b"a" * 100_000 + b"\n", (3 + 8 + 3) * 16),
+    ],
+)
+def test_an_odd_file_is_read_as_a_person_would(content, parameters, tmp_path):
+    (tmp_path / "data.txt").write_bytes(content)
+    done = run("--data", "data.txt", "--steps", 5, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"parameters  {parameters:,}\n" in done.stdout
+
+
+def test_a_closed_pipe_is_quiet(tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, "--steps", "20000", "--log-every", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_divergence_is_one_line_and_status_1(tmp_path):
+    done = run("--lr", "1e200", "--steps", 50, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("fastloop-train: error: step ")
+    assert done.stderr.count("\n") == 1
