@@ -14,7 +14,7 @@
 # The same bits whatever the number of threads: every output element is computed by one thread, in an order
 # that does not depend on how many there are.  Compiler directives are set once, in setup.py.
 
-import zlib
+from zlib import crc32
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cython.parallel cimport prange

@@ -69,7 +69,7 @@ cdef class TokenData(Data):
             self.longest = max(self.longest, self.length(i))
 
     def fingerprint(self):
-        return zlib.crc32(b"windows" if self.windows else self.starts, zlib.crc32(self.ids, self.block_size))
+        return crc32(b"windows" if self.windows else self.starts, crc32(self.ids, self.block_size))
 
     def predictions(self, const int64_t[::1] indices not None):
         cdef Py_ssize_t i, total = 0
