@@ -12,9 +12,11 @@ cdef extern from "simd.h" nogil:
     v8 v8_add(v8 a, v8 b)
     v8 v8_sub(v8 a, v8 b)
     v8 v8_mul(v8 a, v8 b)
+    v8 v8_div(v8 a, v8 b)
     v8 v8_fma(v8 a, v8 b, v8 c)
     v8 v8_max(v8 a, v8 b)
     v8 v8_exp(v8 x)
     v8 v8_where_equal(v8 a, v8 b, v8 x, v8 y)
+    v8 v8_where_less(v8 a, v8 b, v8 x, v8 y)
     void fl_tile(Py_ssize_t rows, Py_ssize_t K, const double *A, Py_ssize_t a_row, Py_ssize_t a_col,
                  Py_ssize_t a_block, const double *B, Py_ssize_t ldb, double *C, Py_ssize_t ldc, int accumulate)

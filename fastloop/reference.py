@@ -214,3 +214,153 @@ class BigramStep:
             self.grads, self.params, self.m, self.v,
             lr=lr, beta1=beta1, beta2=beta2, eps=eps, t=self.t, grad_scale=grad_scale,
         )
+
+
+class GPTStep:
+    """A whole training step of the GPT, and Adam.
+
+        x = rmsnorm(wte[token] + wpe[position])
+        in each layer:  x = x + wo attention(rmsnorm(x));  x = x + fc2 relu(fc1 rmsnorm(x))
+        logits = lm_head x
+
+    Attention is causal within a document, its scores divided by sqrt(D / n_head); rmsnorm(x) = x / sqrt(mean(x^2) +
+    1e-5), without a learned scale; nothing has a bias.
+
+    params is the flat buffer of wte (V, D) and wpe (T, D), for each layer attn_wq, attn_wk, attn_wv, attn_wo (D, D),
+    mlp_fc1 (4 D, D) and mlp_fc2 (D, 4 D), and last lm_head (V, D); it is not copied, and `step` updates it.  The
+    products run over the tokens of the batch end to end; only attention pads the documents to the longest.
+
+    Attributes: params and grads (flat); the moments m and v; t, the steps taken; logits (N, V) of the last forward.
+    """
+
+    def __init__(self, params, V, D, T, n_layer=1, n_head=4):
+        self.params = params
+        self.grads, self.m, self.v = np.zeros((3, params.size), params.dtype)
+        self.D, self.n_head = D, n_head
+        self.wte, self.wpe, self.layers, self.lm_head = self._tensors(self.params, V, D, T, n_layer)
+        self.dwte, self.dwpe, self.dlayers, self.dlm_head = self._tensors(self.grads, V, D, T, n_layer)
+        self.t = 0
+
+    @staticmethod
+    def _tensors(flat, V, D, T, n_layer):
+        """wte, wpe, a tuple (wq wk wv in one, wo, fc1, fc2) for each layer, lm_head."""
+        shapes = [(V, D), (T, D)] + [(3 * D, D), (D, D), (4 * D, D), (D, 4 * D)] * n_layer + [(V, D)]
+        pieces = np.split(flat, np.cumsum([rows * columns for rows, columns in shapes])[:-1])
+        wte, wpe, *layers, lm_head = [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        return wte, wpe, [layers[i : i + 4] for i in range(0, 4 * n_layer, 4)], lm_head
+
+    def zero_grad(self):
+        self.grads.fill(0.0)
+
+    def forward(self, inputs, targets, positions, weights):
+        """The loss sum_n weights[n] loss[n] of a batch: four arrays (N,), of which backward keeps hold.
+
+        A document begins wherever positions is 0.
+        """
+        self._batch = inputs, targets, positions, weights
+        self._pad(positions)
+        x = self.wte[inputs]
+        x += self.wpe[positions]
+        x, s0 = _rmsnorm(x)
+        self._embedded = x, s0
+        self._saved = []
+        for wqkv, wo, fc1, fc2 in self.layers:
+            y1, s1 = _rmsnorm(x)
+            o, attention = self._attend(y1 @ wqkv.T)
+            x = x + o @ wo.T
+            y2, s2 = _rmsnorm(x)
+            h = y2 @ fc1.T
+            h *= h.real > 0.0
+            x = x + h @ fc2.T
+            self._saved.append((y1, s1, o, attention, y2, s2, h))
+        self._x = x
+        self.logits = x @ self.lm_head.T
+        self._e = np.empty_like(self.logits)
+        losses, self._total, self._others = _softmax(self.logits, targets, self._e)
+        return losses @ weights
+
+    def backward(self):
+        """Add the gradient of the last forward's loss to grads."""
+        inputs, targets, positions, weights = self._batch
+        _softmax_grad(self._e, targets, weights, self._total, self._others)
+        dx = self._e @ self.lm_head
+        self.dlm_head += self._e.T @ self._x
+        for i in reversed(range(len(self.layers))):
+            wqkv, wo, fc1, fc2 = self.layers[i]
+            dwqkv, dwo, dfc1, dfc2 = self.dlayers[i]
+            y1, s1, o, attention, y2, s2, h = self._saved[i]
+            dh = dx @ fc2
+            dh *= h > 0.0
+            dfc2 += dx.T @ h
+            dfc1 += dh.T @ y2
+            dx += _rmsnorm_backward(dh @ fc1, y2, s2)
+            dwo += dx.T @ o
+            dqkv = self._attend_backward(dx @ wo, attention)
+            dwqkv += dqkv.T @ y1
+            dx += _rmsnorm_backward(dqkv @ wqkv, y1, s1)
+        dx = _rmsnorm_backward(dx, *self._embedded)
+        embedding_backward(inputs, positions, dx, self.dwte, self.dwpe)
+
+    def step(self, lr, beta1=0.85, beta2=0.99, eps=1e-8, grad_scale=1.0):
+        """One step of Adam on params, from grads."""
+        self.t += 1
+        adam_step(
+            self.grads, self.params, self.m, self.v,
+            lr=lr, beta1=beta1, beta2=beta2, eps=eps, t=self.t, grad_scale=grad_scale,
+        )
+
+    def _pad(self, positions):
+        """For attention: (B, L) row numbers that put each document on a line, and which of them are real."""
+        first = np.flatnonzero(positions == 0)
+        lengths = np.diff(first, append=len(positions))
+        t = np.arange(lengths.max())
+        self._real = t < lengths[:, None]
+        self._rows = np.minimum(first[:, None] + t, len(positions) - 1)
+        self._hidden = np.where(t[:, None] < t, -np.inf, 0.0)    # (L, L), added to the scores of query, key
+
+    def _heads(self, rows):
+        """rows (N, D) as (B, n_head, L, head size)."""
+        B, L = self._rows.shape
+        return rows[self._rows].reshape(B, L, self.n_head, -1).transpose(0, 2, 1, 3)
+
+    def _rows_of(self, heads):
+        """The real rows (N, D) of (B, n_head, L, head size)."""
+        return heads.transpose(0, 2, 1, 3)[self._real].reshape(-1, self.D)
+
+    def _attend(self, qkv):
+        """o (N, D) of qkv (N, 3 D), and what backward needs.
+
+        A query past its document's end is dropped; a key there is after every real query, so the causal mask hides it.
+        """
+        q, k, v = (self._heads(part) for part in np.split(qkv, 3, axis=1))
+        p = q @ k.swapaxes(2, 3)
+        p *= 1.0 / np.sqrt(q.shape[3])
+        p += self._hidden
+        p -= p.real.max(axis=3, keepdims=True)
+        np.exp(p, out=p)
+        p /= p.sum(axis=3, keepdims=True)
+        return self._rows_of(p @ v), (q, k, v, p)
+
+    def _attend_backward(self, do, attention):
+        q, k, v, p = attention
+        do = self._heads(do)
+        do *= self._real[:, None, :, None]
+        dv = p.swapaxes(2, 3) @ do
+        ds = do @ v.swapaxes(2, 3)
+        ds -= np.einsum("bhts,bhts->bht", ds, p)[..., None]
+        ds *= p
+        ds *= 1.0 / np.sqrt(q.shape[3])
+        return np.concatenate([self._rows_of(d) for d in (ds @ k, ds.swapaxes(2, 3) @ q, dv)], axis=1)
+
+
+def _rmsnorm(x):
+    """y = x s and s = 1 / sqrt(mean(x^2) + 1e-5), for the rows of x (N, D)."""
+    s = 1.0 / np.sqrt(np.einsum("nd,nd->n", x, x) * (1.0 / x.shape[1]) + 1e-5)[:, None]
+    return x * s, s
+
+
+def _rmsnorm_backward(dy, y, s):
+    """dx = s (dy - y mean(dy y)) of y, s = _rmsnorm(x); dy is overwritten."""
+    dy -= y * (np.einsum("nd,nd->n", dy, y) * (1.0 / y.shape[1]))[:, None]
+    dy *= s
+    return dy

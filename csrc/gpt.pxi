@@ -1,0 +1,354 @@
+# The GPT: RMSNorm without scale, causal multi-head attention, ReLU MLP, no biases.
+#
+#     x = rmsnorm(wte[token] + wpe[position])
+#     in each layer:  x = x + wo attention(rmsnorm(x));  x = x + fc2 relu(fc1 rmsnorm(x))
+#     logits = lm_head x
+#
+# A pass is a few phases.  Within one, each group of panels is worked on from end to end by one thread; attention
+# looks at other panels, so a phase ends before it.  The gradients of the weights, sums over all tokens, come in a
+# phase of their own, cut by rows.  With too few panels to share, the threads share the rows of each product instead.
+
+# Panels worked on at a time: enough to read a large weight matrix seldom, few enough to stay in the L2 cache.
+cdef enum:
+    GROUP = 4
+
+
+cdef enum:                  # the phases
+    EMBED
+    LAYER
+    MLP_BACKWARD
+    ATTENTION_BACKWARD
+
+
+cdef struct Layer:
+    const double *wqkv      # (3 D, D) attn_wq, attn_wk and attn_wv, which are neighbours
+    const double *wo        # (D, D)
+    const double *fc1       # (4 D, D)
+    const double *fc2       # (D, 4 D)
+    double *dwqkv
+    double *dwo
+    double *dfc1
+    double *dfc2
+    # What forward leaves for backward: in panels, and in rows too where a weight's gradient needs them.
+    double *y1              # (P, D, 8) rmsnorm(x)
+    double *s1              # (P, 8) its scale
+    double *qkv             # (P, 3 D, 8)
+    double *p               # (P, n_head, keys, 8, 8) attention weights
+    double *a               # (P, D, 8) what attention gives
+    double *y2              # (P, D, 8) rmsnorm(x) before the MLP
+    double *s2              # (P, 8)
+    double *h               # (P, 4 D, 8) relu(fc1 y2)
+    double *y1_rows         # (N, ld)
+    double *a_rows          # (N, ld)
+    double *y2_rows         # (N, ld)
+    double *h_rows          # (N, ld4)
+
+
+cdef inline double *carve(double **free, Py_ssize_t n) noexcept nogil:
+    """The next n values of a workspace."""
+    cdef double *start = free[0]
+    free[0] += n
+    return start
+
+
+cdef class GPT(LanguageModel):
+    cdef readonly Py_ssize_t n_layer, n_head
+    cdef Py_ssize_t size_head           # D / n_head
+    cdef Py_ssize_t keys                # panels of keys that a panel of queries may look at
+    cdef Py_ssize_t ld4                 # stride of h_rows
+    cdef Buffer layer_table, body
+    cdef Layer *layers                  # (n_layer,)
+    cdef double *y0                     # (P, D, 8) rmsnorm of the embeddings
+    cdef double *s0                     # (P, 8)
+    cdef double *dout                   # (P, D, 8) gradient of a layer's output
+    cdef double *dmid                   # (P, D, 8) of what its MLP is added to
+    cdef double *din                    # (P, D, 8) of its input
+    cdef double *dy                     # (P, D, 8) of y1 or y2
+    cdef double *dh                     # (P, 4 D, 8)
+    cdef double *da                     # (P, D, 8)
+    cdef double *sums                   # (P, n_head, 8) sum of da a over a head
+    cdef double *dqkv                   # (P, 3 D, 8)
+    cdef Buffer cache                   # (n_layer, T, 2 D, 8) keys and values of the documents being generated
+    cdef Buffer scratch
+    cdef Py_ssize_t cached              # positions in the cache
+
+    def __init__(self, params, grads, Py_ssize_t V, Py_ssize_t D, Py_ssize_t T, Py_ssize_t n_layer, Py_ssize_t n_head):
+        cdef Py_ssize_t l, start
+        if n_head < 1 or D % n_head:
+            raise ValueError(f"n_embd = {D} must be a multiple of n_head = {n_head}")
+        LanguageModel.__init__(self, params, grads, V, D, T, n_layer * 12 * D * D)
+        self.n_layer, self.n_head, self.size_head = n_layer, n_head, D // n_head
+        self.keys = tiles(T - 1, 8) + 1
+        self.ld4 = padded(4 * D)
+        self.layer_table, self.body, self.cache, self.scratch = Buffer(), Buffer(), Buffer(), Buffer()
+        self.layer_table.reserve(n_layer * (sizeof(Layer) // 8))
+        self.layers = <Layer *>self.layer_table.data
+        for l in range(n_layer):
+            start = (V + T) * D + l * 12 * D * D
+            self.layers[l].wqkv = self.params + start
+            self.layers[l].wo = self.params + start + 3 * D * D
+            self.layers[l].fc1 = self.params + start + 4 * D * D
+            self.layers[l].fc2 = self.params + start + 8 * D * D
+            self.layers[l].dwqkv = self.grads + start
+            self.layers[l].dwo = self.grads + start + 3 * D * D
+            self.layers[l].dfc1 = self.grads + start + 4 * D * D
+            self.layers[l].dfc2 = self.grads + start + 8 * D * D
+
+    cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
+        cdef Py_ssize_t N = round8(predictions), P = N // 8, D = self.D, l
+        cdef Py_ssize_t weights = P * self.n_head * self.keys * 64
+        cdef double *free
+        cdef Layer *layer
+        LanguageModel.bind(self, batch, predictions)
+        self.body.reserve(N * (13 * D + 1 + self.n_head)
+                          + self.n_layer * (N * (10 * D + 2 + 3 * self.ld + self.ld4) + weights))
+        free = self.body.data
+        self.y0 = carve(&free, N * D)
+        self.s0 = carve(&free, N)
+        self.dout = carve(&free, N * D)
+        self.dmid = carve(&free, N * D)
+        self.din = carve(&free, N * D)
+        self.dy = carve(&free, N * D)
+        self.dh = carve(&free, 4 * N * D)
+        self.da = carve(&free, N * D)
+        self.sums = carve(&free, N * self.n_head)
+        self.dqkv = carve(&free, 3 * N * D)
+        for l in range(self.n_layer):
+            layer = &self.layers[l]
+            layer.y1 = carve(&free, N * D)
+            layer.s1 = carve(&free, N)
+            layer.qkv = carve(&free, 3 * N * D)
+            layer.p = carve(&free, weights)
+            layer.a = carve(&free, N * D)
+            layer.y2 = carve(&free, N * D)
+            layer.s2 = carve(&free, N)
+            layer.h = carve(&free, 4 * N * D)
+            layer.y1_rows = carve(&free, N * self.ld)
+            layer.a_rows = carve(&free, N * self.ld)
+            layer.y2_rows = carve(&free, N * self.ld)
+            layer.h_rows = carve(&free, N * self.ld4)
+        return 0
+
+    cdef double forward(self) noexcept nogil:
+        cdef Py_ssize_t l
+        self.over_panels(EMBED, 0)
+        for l in range(self.n_layer):
+            self.over_panels(LAYER, l)
+        return weighted_sum(self.losses, self.tokens.weights, self.tokens.N)
+
+    cdef void backward(self) noexcept nogil:
+        cdef Py_ssize_t i, l
+        self.head_backward()
+        for i in range(self.n_layer):
+            l = self.n_layer - 1 - i
+            self.over_panels(MLP_BACKWARD, l)
+            self.over_panels(ATTENTION_BACKWARD, l)
+            self.weight_gradients(l)
+            self.dout, self.din = self.din, self.dout
+        self.scatter_embeddings()
+
+    cdef void over_panels(self, int phase, Py_ssize_t l) noexcept nogil:
+        """One phase of layer l, the panels shared among threads where there are enough of them."""
+        cdef Py_ssize_t P = tiles(self.tokens.N, 8)
+        cdef int threads = threads_for(8 * P * 12 * self.D * self.D) if P >= 8 else 1, i
+        if threads > P // 4:
+            threads = <int>(P // 4)
+        if threads <= 1:
+            self.panels(phase, l, 0, P, True)
+            return
+        for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            self.panels(phase, l, P * i // threads, P * (i + 1) // threads, False)
+
+    cdef void panels(self, int phase, Py_ssize_t l, Py_ssize_t first, Py_ssize_t last, bint parallel) noexcept nogil:
+        """One phase of layer l for the panels first..last; `parallel`: products may use several threads."""
+        cdef Py_ssize_t group, p, n
+        for group in range(tiles(last - first, GROUP)):
+            p = first + group * GROUP
+            n = min(last - p, GROUP)
+            if phase == EMBED:
+                self.embed_group(p, n)
+                self.project(&self.layers[0], p, n, parallel)
+            elif phase == LAYER:
+                self.layer_forward(&self.layers[l], p, n, parallel)
+                if l + 1 < self.n_layer:
+                    self.project(&self.layers[l + 1], p, n, parallel)
+            elif phase == MLP_BACKWARD:
+                self.mlp_backward(l, p, n, parallel)
+            else:
+                self.attention_backward(l, p, n, parallel)
+        if phase == LAYER and l + 1 == self.n_layer:
+            for p in range(first, last):
+                self.to_rows(self.x_panels, p, self.D, self.x, self.ld)
+            self.head_forward(first, last)
+
+    cdef void to_rows(self, const double *panels, Py_ssize_t p, Py_ssize_t D, double *rows, Py_ssize_t ld) noexcept nogil:
+        transpose_panel(panels + 8 * p * D, min(self.tokens.N - 8 * p, 8), D, rows + 8 * p * ld, ld)
+
+    cdef void embed_group(self, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
+        cdef Py_ssize_t p
+        cdef double *x
+        for p in range(first, first + n):
+            x = self.x_panels + 8 * p * self.D
+            self.embed_panel(p, self.x + 8 * p * self.ld, x)
+            rmsnorm_forward(x, self.D, self.y0 + 8 * p * self.D, self.s0 + 8 * p)
+            memcpy(x, self.y0 + 8 * p * self.D, 64 * self.D)
+
+    cdef void project(self, Layer *layer, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
+        """Queries, keys and values of n panels."""
+        cdef Py_ssize_t D = self.D, p
+        for p in range(first, first + n):
+            rmsnorm_forward(self.x_panels + 8 * p * D, D, layer.y1 + 8 * p * D, layer.s1 + 8 * p)
+            self.to_rows(layer.y1, p, D, layer.y1_rows, self.ld)
+        p = 8 * first * D
+        linear_forward(layer.wqkv, 3 * D, D, layer.y1 + p, layer.qkv + 3 * p, n, False, parallel)
+
+    cdef void layer_forward(self, Layer *layer, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
+        """From the queries, keys and values on, n panels."""
+        cdef Py_ssize_t D = self.D, size = self.size_head, p, i, head
+        cdef double *qkv
+        for p in range(first, first + n):
+            for i in range(self.n_head):
+                head = 8 * i * size
+                qkv = layer.qkv + head
+                attention_forward(self.tokens, p, qkv + 24 * p * D, qkv + 8 * D, qkv + 16 * D, 24 * D, size,
+                                  layer.p + (p * self.n_head + i) * self.keys * 64, layer.a + 8 * p * D + head)
+            self.to_rows(layer.a, p, D, layer.a_rows, self.ld)
+        p = 8 * first * D
+        linear_forward(layer.wo, D, D, layer.a + p, self.x_panels + p, n, True, parallel)
+        for p in range(first, first + n):
+            rmsnorm_forward(self.x_panels + 8 * p * D, D, layer.y2 + 8 * p * D, layer.s2 + 8 * p)
+            self.to_rows(layer.y2, p, D, layer.y2_rows, self.ld)
+        p = 8 * first * D
+        linear_forward(layer.fc1, 4 * D, D, layer.y2 + p, layer.h + 4 * p, n, False, parallel)
+        for p in range(first, first + n):
+            relu_forward(layer.h + 32 * p * D, 4 * D)
+            self.to_rows(layer.h, p, 4 * D, layer.h_rows, self.ld4)
+        p = 8 * first * D
+        linear_forward(layer.fc2, D, 4 * D, layer.h + 4 * p, self.x_panels + p, n, True, parallel)
+
+    cdef void mlp_backward(self, Py_ssize_t l, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
+        """From the gradient of the layer's output to that of what attention gives, n panels."""
+        cdef Layer *layer = &self.layers[l]
+        cdef Py_ssize_t D = self.D, p, i
+        if l + 1 == self.n_layer:
+            for p in range(first, first + n):
+                transpose_rows(self.dx + 8 * p * self.ld, self.ld, min(self.tokens.N - 8 * p, 8), D, self.dout + 8 * p * D)
+        p = 8 * first * D
+        linear_dx(layer.fc2, D, 4 * D, self.dout + p, self.dh + 4 * p, n, parallel)
+        relu_backward(self.dh + 4 * p, layer.h + 4 * p, 4 * D * n)
+        linear_dx(layer.fc1, 4 * D, D, self.dh + 4 * p, self.dy + p, n, parallel)
+        for p in range(first, first + n):
+            i = 8 * p * D
+            rmsnorm_backward(self.dy + i, layer.y2 + i, layer.s2 + 8 * p, D, self.dout + i, self.dmid + i)
+        p = 8 * first * D
+        linear_dx(layer.wo, D, D, self.dmid + p, self.da + p, n, parallel)
+        for p in range(first, first + n):
+            for i in range(self.n_head):
+                panel_dot(self.da + 8 * (p * D + i * self.size_head), layer.a + 8 * (p * D + i * self.size_head),
+                          self.size_head, self.sums + 8 * (p * self.n_head + i))
+
+    cdef void attention_backward(self, Py_ssize_t l, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
+        """From the gradient of what attention gives to that of the layer's input, n panels."""
+        cdef Layer *layer = &self.layers[l]
+        cdef Py_ssize_t D = self.D, H = self.n_head, size = self.size_head, P = tiles(self.tokens.N, 8), p, i, head
+        cdef double *qkv
+        cdef double *dqkv
+        cdef double *weights
+        for p in range(first, first + n):
+            for i in range(H):
+                head = 8 * i * size
+                qkv = layer.qkv + head
+                dqkv = self.dqkv + 24 * p * D + head
+                weights = layer.p + i * self.keys * 64
+                attention_dq(self.tokens, p, self.da + 8 * p * D + head, qkv + 8 * D, qkv + 16 * D, 24 * D, size,
+                             weights + p * H * self.keys * 64, self.sums + 8 * (p * H + i), dqkv)
+                attention_dkv(self.tokens, p, P, qkv, self.da + head, 24 * D, 8 * D, qkv + 24 * p * D + 16 * D, size,
+                              weights, H * self.keys * 64, self.sums + 8 * i, 8 * H, dqkv + 8 * D, dqkv + 16 * D)
+        p = 8 * first * D
+        linear_dx(layer.wqkv, 3 * D, D, self.dqkv + 3 * p, self.dy + p, n, parallel)
+        for p in range(first, first + n):
+            i = 8 * p * D
+            rmsnorm_backward(self.dy + i, layer.y1 + i, layer.s1 + 8 * p, D, self.dmid + i, self.din + i)
+            if l == 0:
+                rmsnorm_backward(self.din + i, self.y0 + i, self.s0 + 8 * p, D, NULL, self.din + i)
+                self.to_rows(self.din, p, D, self.dx, self.ld)
+
+    cdef void weight_gradients(self, Py_ssize_t l) noexcept nogil:
+        cdef int threads = threads_for(24 * self.tokens.N * self.D * self.D), i
+        if threads == 1:
+            self.weight_gradients_share(&self.layers[l], 0, 1)
+            return
+        for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            self.weight_gradients_share(&self.layers[l], i, threads)
+
+    cdef void weight_gradients_share(self, Layer *layer, int i, int threads) noexcept nogil:
+        """Thread i's rows of each weight's gradient, over all tokens in order."""
+        cdef Py_ssize_t D = self.D, N = self.tokens.N, first = share(D, i, threads), last = share(D, i + 1, threads)
+        linear_dw(self.dqkv, 3 * D, share(3 * D, i, threads), share(3 * D, i + 1, threads), N, layer.y1_rows, self.ld, D,
+                  layer.dwqkv)
+        linear_dw(self.dmid, D, first, last, N, layer.a_rows, self.ld, D, layer.dwo)
+        linear_dw(self.dh, 4 * D, share(4 * D, i, threads), share(4 * D, i + 1, threads), N, layer.y2_rows, self.ld, D,
+                  layer.dfc1)
+        linear_dw(self.dout, D, first, last, N, layer.h_rows, self.ld4, 4 * D, layer.dfc2)
+
+    def generate_step(self, const int64_t[::1] tokens not None, Py_ssize_t position, double[:, ::1] logits not None):
+        """logits (B, V) of what follows `tokens` (B,), the ids at `position` of up to eight documents side by side.
+
+        Called for positions 0, 1, ... in turn: the keys and values of the positions before are kept, so a step
+        costs one position.  The bits are those of the forward pass.
+        """
+        cdef Py_ssize_t B = tokens.shape[0], b
+        if not 1 <= B <= 8:
+            raise ValueError(f"{B} tokens; 1 to 8 documents go side by side")
+        if logits.shape[0] != B or logits.shape[1] != self.V:
+            raise ValueError(f"logits has shape ({logits.shape[0]}, {logits.shape[1]}), not ({B}, {self.V})")
+        if not 0 <= position < self.T:
+            raise IndexError(f"position = {position} is outside [0, {self.T})")
+        if position > self.cached:
+            raise ValueError(f"position = {position} follows {position - 1}, but only {self.cached} positions were given")
+        for b in range(B):
+            if not 0 <= tokens[b] < self.V:
+                raise IndexError(f"tokens[{b}] = {tokens[b]} is outside [0, {self.V})")
+        self.cache.reserve(16 * self.n_layer * self.T * self.D)
+        self.scratch.reserve(8 * (9 * self.D + self.ld + 1 + self.T + self.V))
+        with nogil:
+            self.generate_panel(&tokens[0], B, position)
+            transpose_panel(self.scratch.data, B, self.V, &logits[0, 0], self.V)
+        self.cached = position + 1
+
+    cdef void generate_panel(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position) noexcept nogil:
+        """The forward pass of one position of B documents, one in each lane; the logits go to the scratch's start."""
+        cdef Py_ssize_t D = self.D, l, i
+        cdef int64_t[8] positions
+        cdef double *free = self.scratch.data
+        cdef double *logits = carve(&free, 8 * self.V)
+        cdef double *x = carve(&free, 8 * D)
+        cdef double *y = carve(&free, 8 * D)
+        cdef double *q = carve(&free, 8 * D)
+        cdef double *a = carve(&free, 8 * D)
+        cdef double *h = carve(&free, 32 * D)
+        cdef double *rows = carve(&free, 8 * self.ld)
+        cdef double *scale = carve(&free, 8)
+        cdef double *p = carve(&free, 8 * self.T)
+        cdef double *kv
+        cdef Layer *layer
+        for i in range(8):
+            positions[i] = position
+        embed(tokens, positions, B, D, self.wte, self.wpe, rows, self.ld)
+        transpose_rows(rows, self.ld, B, D, x)
+        rmsnorm_forward(x, D, x, scale)
+        for l in range(self.n_layer):
+            layer = &self.layers[l]
+            kv = self.cache.data + 16 * l * self.T * D
+            rmsnorm_forward(x, D, y, scale)
+            linear_forward(layer.wqkv, D, D, y, q, 1, False, True)
+            linear_forward(layer.wqkv + D * D, 2 * D, D, y, kv + 16 * position * D, 1, False, True)
+            for i in range(self.n_head):
+                attention_cached(q + 8 * i * self.size_head, kv + 8 * i * self.size_head, D, position + 1, self.size_head,
+                                 p, a + 8 * i * self.size_head)
+            linear_forward(layer.wo, D, D, a, x, 1, True, True)
+            rmsnorm_forward(x, D, y, scale)
+            linear_forward(layer.fc1, 4 * D, D, y, h, 1, False, True)
+            relu_forward(h, 4 * D)
+            linear_forward(layer.fc2, D, 4 * D, h, x, 1, True, True)
+        linear_forward(self.lm_head, self.V, D, x, logits, 1, False, True)
