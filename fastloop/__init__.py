@@ -5,7 +5,7 @@ from .config import get_num_threads, set_num_threads, show_config
 from .data import bigram_baseline, load_docs, load_text, split_docs
 from .errors import CheckpointError, DataError, DivergenceError, FastloopError, OrderError
 from .history import History
-from .models import BigramLM
+from .models import GPT, BigramLM
 from .optim import SGD, Adam, AdamW
 from .params import Params
 from .tokenizer import CharTokenizer
@@ -14,6 +14,7 @@ from .trainer import Trainer
 __version__ = "0.1.0"
 
 __all__ = [
+    "GPT",
     "SGD",
     "Adam",
     "AdamW",

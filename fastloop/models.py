@@ -127,4 +127,42 @@ class BigramLM(LanguageModel):
         return self.params["lm_head"] @ (self.params["wte"][token] + self.params["wpe"][position])
 
 
-CLASSES = {cls.__name__: cls for cls in (BigramLM,)}
+class GPT(LanguageModel):
+    """microgpt's transformer: RMSNorm without scale, causal multi-head attention, ReLU MLP of width 4 D, no biases.
+
+    vocab_size V, n_embd D (a multiple of n_head), block_size T: the tensors are wte (V, D), wpe (T, D), then for each
+    layer attn_wq, attn_wk, attn_wv, attn_wo (D, D), mlp_fc1 (4 D, D) and mlp_fc2 (D, 4 D), last lm_head (V, D), each
+    (out, in).  seed and init_std: of the initial weights, normal with that standard deviation.
+    """
+
+    config_names = ("vocab_size", "n_embd", "n_head", "n_layer", "block_size")
+
+    def __init__(self, vocab_size, n_embd=16, n_head=4, n_layer=1, block_size=16, seed=42, init_std=0.08):
+        self.vocab_size = V = check_size("vocab_size", vocab_size)
+        self.n_embd = D = check_size("n_embd", n_embd)
+        self.n_head = check_size("n_head", n_head)
+        self.n_layer = check_size("n_layer", n_layer)
+        self.block_size = T = check_size("block_size", block_size)
+        if D % self.n_head:
+            raise ValueError(f"n_embd = {D} must be a multiple of n_head = {self.n_head}")
+        shapes = {"wte": (V, D), "wpe": (T, D)}
+        for i in range(self.n_layer):
+            shapes |= {f"layer{i}.{name}": (D, D) for name in ("attn_wq", "attn_wk", "attn_wv", "attn_wo")}
+            shapes |= {f"layer{i}.mlp_fc1": (4 * D, D), f"layer{i}.mlp_fc2": (D, 4 * D)}
+        shapes["lm_head"] = (V, D)
+        super().__init__(shapes, seed, init_std)
+        self._generating = self.make_core()
+        self._logits = np.empty((1, V))
+
+    def make_core(self):
+        return _core.variant.GPT(
+            self.params.flat, self.grads.flat,
+            self.vocab_size, self.n_embd, self.block_size, self.n_layer, self.n_head,
+        )
+
+    def next_logits(self, token, position):
+        self._generating.generate_step(np.array([token], np.int64), position, self._logits)
+        return self._logits[0]
+
+
+CLASSES = {cls.__name__: cls for cls in (BigramLM, GPT)}

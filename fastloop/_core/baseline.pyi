@@ -142,8 +142,35 @@ class LanguageModel(Model):
     def D(self) -> int: ...
     @property
     def T(self) -> int: ...
+    def logits_of(
+        self,
+        batch: Batch,
+        logits: np.ndarray,     # double[:, ::1] (N, V)
+    ) -> None: ...
 
 class Bigram(LanguageModel): ...
+
+class GPT(LanguageModel):
+    def __init__(
+        self,
+        params: np.ndarray,     # const double[::1] ((2 V + T) D + 12 n_layer D^2,)
+        grads: np.ndarray,      # double[::1] ((2 V + T) D + 12 n_layer D^2,)
+        V: int,
+        D: int,
+        T: int,
+        n_layer: int,
+        n_head: int,
+    ) -> None: ...
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def n_head(self) -> int: ...
+    def generate_step(
+        self,
+        tokens: np.ndarray,     # const int64_t[::1] (B,), B <= 8
+        position: int,
+        logits: np.ndarray,     # double[:, ::1] (B, V)
+    ) -> None: ...
 
 class Optimizer:
     t: int
