@@ -1,7 +1,7 @@
 """The compiled extensions: one source (csrc/core.pxi), one module for each instruction set.
 
-Everything else about the package is in pyproject.toml.  Two switches, both environment variables:
-FASTLOOP_DEBUG=1 builds with bounds checks, FASTLOOP_TRACE=1 with line tracing for coverage.
+Everything else about the package is in pyproject.toml.  The switches are environment variables: FASTLOOP_DEBUG=1 builds
+with bounds checks, FASTLOOP_TRACE=1 with line tracing for coverage, FASTLOOP_OPENMP=0 without OpenMP.
 """
 
 import os
@@ -39,7 +39,9 @@ class BuildExt(build_ext):
         if not self.accepts([]):
             raise SystemExit(NO_COMPILER)
         gcc_like = self.compiler.compiler_type != "msvc"
-        openmp = next((flag for flag in (["-fopenmp"] if gcc_like else ["/openmp"]) if self.accepts([flag])), None)
+        openmp = "-fopenmp" if gcc_like else "/openmp"
+        if os.environ.get("FASTLOOP_OPENMP") == "0" or not self.accepts([openmp]):
+            openmp = None
         for extension in self.extensions:
             extension.extra_compile_args = FLAGS + extension.extra_compile_args if gcc_like else ["/O2"]
             if openmp:
