@@ -71,26 +71,35 @@ class LanguageModel(Model):
     def make_batch(self, data):
         return _core.variant.TokenBatch(data)
 
-    def generate(self, tokenizer, n=1, temperature=1.0, seed=None):
+    def generate(self, tokenizer, n=1, temperature=1.0, seed=None, *, prompt="", top_k=None, top_p=None):
         """n documents sampled token by token, as a list of str; each ends at BOS or after block_size tokens.
 
-        temperature: divides the logits; 0 takes the most probable token each time.  seed: of a random stream of its
-        own (None: a new one each call).
+        temperature: divides the logits; 0 takes the most probable token each time.  top_k: sample from the k most
+        probable only.  top_p: from the fewest that together have at least this probability (Holtzman et al. 2020).
+        prompt: how every document begins.  seed: of a random stream of its own (None: a new one each call).
         """
         if not 0.0 <= temperature < float("inf"):
             raise ValueError(f"temperature = {temperature} must be a finite number >= 0")
+        if top_k is not None:
+            top_k = check_size("top_k", top_k)
+        if top_p is not None and not 0.0 < top_p <= 1.0:
+            raise ValueError(f"top_p = {top_p} is outside (0, 1]")
         if tokenizer.vocab_size > self.vocab_size:
             raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {self.vocab_size}")
+        begin = [tokenizer.bos, *tokenizer.encode(prompt)]
+        if len(begin) > self.block_size:
+            raise ValueError(f"a prompt of {len(begin) - 1} tokens leaves nothing to say in {self.block_size}")
         rng = np.random.default_rng(seed)
         docs = []
         for _ in range(n):
-            token, ids = tokenizer.bos, []
+            ids = list(begin)
             for position in range(self.block_size):
-                logits = self.next_logits(token, position)[: tokenizer.vocab_size]
-                token = int(np.argmax(logits)) if temperature == 0.0 else sample(logits / temperature, rng.random())
-                if token == tokenizer.bos:
+                logits = self.next_logits(ids[position], position)
+                if position + 1 < len(begin):
+                    continue
+                ids.append(sample(logits[: tokenizer.vocab_size], rng.random(), temperature, top_k, top_p))
+                if ids[-1] == tokenizer.bos:
                     break
-                ids.append(token)
             docs.append(tokenizer.decode(ids))
         return docs
 
@@ -99,10 +108,23 @@ class LanguageModel(Model):
         raise NotImplementedError
 
 
-def sample(logits, u):
-    """The id at which the cumulative softmax of logits (V,) passes u in [0, 1)."""
-    cumulative = np.cumsum(np.exp(logits - logits.max()))
-    return int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+def sample(logits, u, temperature=1.0, top_k=None, top_p=None):
+    """The id that a number u, uniform in [0, 1), chooses from logits (V,); see LanguageModel.generate."""
+    if temperature == 0.0:
+        return int(logits.argmax())
+    p = np.exp((logits - logits.max()) / temperature)
+    if top_k is not None or top_p is not None:
+        order = np.argsort(-p, kind="stable")[:top_k]
+        if top_p is not None:
+            share = np.cumsum(p[order]) / p.sum()
+            order = order[: int(np.searchsorted(share, top_p)) + 1]
+        return int(order[sample_from(p[order], u)])
+    return sample_from(p, u)
+
+
+def sample_from(weights, u):
+    cumulative = weights.cumsum()
+    return int(cumulative.searchsorted(u * cumulative[-1], side="right"))
 
 
 class BigramLM(LanguageModel):

@@ -479,3 +479,35 @@ def test_a_batch_of_another_model_is_refused():
 
 def test_the_variant_in_use_is_the_one_asked_for():
     assert _core.isa == (os.environ.get("FASTLOOP_ISA") or _core.supported[0])
+
+
+def test_top_k_and_top_p_keep_the_most_probable():
+    from fastloop.models import sample
+
+    logits = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15]))
+    us = (np.arange(10000) + 0.5) / 10000
+
+    def shares(**options):
+        return np.bincount([sample(logits, u, **options) for u in us], minlength=5) / len(us)
+
+    np.testing.assert_allclose(shares(), [0.1, 0.4, 0.05, 0.3, 0.15], atol=1e-3)
+    np.testing.assert_allclose(shares(top_k=2), [0, 4 / 7, 0, 3 / 7, 0], atol=1e-3)
+    np.testing.assert_allclose(shares(top_p=0.8), [0, 0.4 / 0.85, 0, 0.3 / 0.85, 0.15 / 0.85], atol=1e-3)
+    np.testing.assert_allclose(shares(top_p=0.65, top_k=4), [0, 4 / 7, 0, 3 / 7, 0], atol=1e-3)
+    squares = np.array([0.1, 0.4, 0.05, 0.3, 0.15]) ** 2
+    np.testing.assert_allclose(shares(temperature=0.5), squares / squares.sum(), atol=1e-3)
+    assert sample(logits, 0.999, temperature=0.0) == 1
+
+
+def test_a_prompt_begins_every_document():
+    model = make().model
+    names = model.generate(TOK, 20, seed=1, prompt="an")
+    assert all(name.startswith("an") for name in names)
+    assert all(len(name) <= 8 for name in names)
+    with pytest.raises(ValueError, match="leaves nothing"):
+        model.generate(TOK, prompt="annaanna")
+    with pytest.raises(fl.DataError, match="'!'"):
+        model.generate(TOK, prompt="an!")
+    for options in ({"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}):
+        with pytest.raises(ValueError, match="top_"):
+            model.generate(TOK, **options)
