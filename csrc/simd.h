@@ -144,12 +144,11 @@ FL_INLINE v8 v8_where_less(v8 a, v8 b, v8 x, v8 y) {
     return a;
 }
 
-/* exp(x), x <= 0, within 1.1 ULP; 0 below -708 (where the result would lose bits
-   as a subnormal number); NaN stays NaN.  x = n ln 2 + r, |r| <= ln(2) / 2,
-   exp(r) = 1 + r + r^2 q(r) with q of degree 9 by Chebyshev interpolation
-   (relative error 2e-17), then 2^n through the exponent bits: no table and no
-   branch, so that all lanes go together.  libm's exp keeps a loop scalar. */
-FL_INLINE v8 v8_exp(v8 x) {
+/* exp(x), x <= 0, in two parts: returns exp(r) - 1 and sets scale = 2^n, where x = n ln 2 + r, |r| <= ln(2) / 2.
+   exp(r) = 1 + r + r^2 q(r) with q of degree 9 by Chebyshev interpolation (relative error 2e-17), then 2^n
+   through the exponent bits: no table and no branch, so that all lanes go together.  libm's exp keeps a loop
+   scalar. */
+FL_INLINE v8 fl_exp_parts(v8 x, v8 *scale) {
     static const double q[10] = {
         0x1.af38a9b0ec855p-26, 0x1.289185613a3d6p-22, 0x1.71de0dae63bb3p-19, 0x1.a019b90d2ae7ap-16,
         0x1.a01a01a7c41d5p-13, 0x1.6c16c1788bd90p-10, 0x1.11111111109b3p-7, 0x1.5555555553d63p-5,
@@ -158,23 +157,41 @@ FL_INLINE v8 v8_exp(v8 x) {
     v8 t = v8_fma(x, v8_set(0x1.71547652b82fep+0), shift);
     v8 n = v8_sub(t, shift);
     v8 r = v8_fma(n, v8_set(-0x1.62e42p-1), x);
-    v8 p, scale;
+    v8 p;
     r = v8_fma(n, v8_set(-0x1.fdf473de6af28p-22), r);
     p = v8_set(q[0]);
     for (int i = 1; i < 10; i++)
         p = v8_fma(p, r, v8_set(q[i]));
-    p = v8_fma(v8_mul(r, r), p, r);
     FL_EACH {
 #if FL_LANES > 1
-        scale.r[i_] = (fl_vec)(((fl_ivec)t.r[i_] + 1023) << 52);
+        scale->r[i_] = (fl_vec)(((fl_ivec)t.r[i_] + 1023) << 52);
 #else
         uint64_t bits;
         memcpy(&bits, &t.r[i_], 8);
         bits = (bits + 1023) << 52;
-        memcpy(&scale.r[i_], &bits, 8);
+        memcpy(&scale->r[i_], &bits, 8);
 #endif
     }
+    return v8_fma(v8_mul(r, r), p, r);
+}
+
+/* exp(x), x <= 0, within 1.1 ULP; 0 below -708 (where the result would lose bits
+   as a subnormal number); NaN stays NaN. */
+FL_INLINE v8 v8_exp(v8 x) {
+    v8 scale, p = fl_exp_parts(x, &scale);
     return v8_where_less(x, v8_set(-708.0), v8_set(0.0), v8_fma(p, scale, scale));
+}
+
+/* tanh(x), within 2 ULP; NaN stays NaN.  With u = exp(-2 |x|) - 1, tanh(-|x|) = u / (2 + u); u comes from the two
+   parts of exp, 2^n (exp(r) - 1) + (2^n - 1), so that nothing cancels near 0.  Beyond |x| = 20 tanh is 1 to the
+   last bit. */
+FL_INLINE v8 v8_tanh(v8 x) {
+    const v8 zero = v8_set(0.0), minus_two = v8_set(-2.0);
+    v8 y = v8_mul(v8_where_less(x, zero, v8_sub(zero, x), x), minus_two);
+    v8 scale, p = fl_exp_parts(v8_max(v8_set(-40.0), y), &scale);
+    v8 u = v8_fma(p, scale, v8_sub(scale, v8_set(1.0)));
+    v8 t = v8_div(u, v8_sub(u, minus_two));
+    return v8_where_less(x, zero, t, v8_sub(zero, t));
 }
 
 /* C[i, 0:8] = (C[i, 0:8] or 0) + sum over k of A[i, k] * B[k, 0:8], i < rows.

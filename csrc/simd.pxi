@@ -16,6 +16,7 @@ cdef extern from "simd.h" nogil:
     v8 v8_fma(v8 a, v8 b, v8 c)
     v8 v8_max(v8 a, v8 b)
     v8 v8_exp(v8 x)
+    v8 v8_tanh(v8 x)
     v8 v8_where_equal(v8 a, v8 b, v8 x, v8 y)
     v8 v8_where_less(v8 a, v8 b, v8 x, v8 y)
     void fl_tile(Py_ssize_t rows, Py_ssize_t K, const double *A, Py_ssize_t a_row, Py_ssize_t a_col,

@@ -1,0 +1,69 @@
+# What a model over plain arrays is computed from: the rows of X and y, and a batch of them.
+
+cdef class ArrayData:
+    """X (N, F) with one of: targets (N, O); classes (N,), ids; neither, where only predictions are wanted."""
+    cdef const double[:, ::1] X
+    cdef const double[:, ::1] targets
+    cdef const int64_t[::1] classes
+    cdef readonly Py_ssize_t n_examples, F, O       # O is 0 where there are no targets
+
+    def __init__(self, const double[:, ::1] X not None, const double[:, ::1] targets=None,
+                 const int64_t[::1] classes=None):
+        if targets is not None and targets.shape[0] != X.shape[0]:
+            raise ValueError(f"X has {X.shape[0]} rows, y has {targets.shape[0]}")
+        if classes is not None and classes.shape[0] != X.shape[0]:
+            raise ValueError(f"X has {X.shape[0]} rows, y has {classes.shape[0]}")
+        self.X, self.targets, self.classes = X, targets, classes
+        self.n_examples, self.F = X.shape[0], X.shape[1]
+        self.O = targets.shape[1] if targets is not None else 0
+
+
+cdef struct Rows:
+    Py_ssize_t N            # rows
+    Py_ssize_t ld           # stride of x
+    double *x               # (N, ld) the rows of X
+    double *targets         # (N, O)
+    int64_t *classes        # (N,)
+    double *weights         # (N,) 1 / rows
+
+
+cdef class ArrayBatch(Batch):
+    """A batch of rows of an ArrayData."""
+    cdef ArrayData data
+    cdef Buffer work
+    cdef Rows rows
+
+    def __init__(self, ArrayData data not None):
+        self.data = data
+        self.work = Buffer()
+
+    def take(self, const int64_t[::1] indices not None, double total):
+        """Fill with these rows; for a batch made by hand (fit fills in compiled code)."""
+        cdef Py_ssize_t i, count = indices.shape[0]
+        for i in range(count):
+            if not 0 <= indices[i] < self.data.n_examples:
+                raise IndexError(f"indices[{i}] = {indices[i]} is outside [0, {self.data.n_examples})")
+        self.reserve(count)
+        if count:
+            self.fill(&indices[0], count, total)
+
+    cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
+        cdef Py_ssize_t n = round8(examples), ld = padded(self.data.F)
+        self.work.reserve(n * (ld + self.data.O + 2))
+        self.rows.ld = ld
+        self.rows.x = self.work.data
+        self.rows.targets = self.rows.x + n * ld
+        self.rows.weights = self.rows.targets + n * self.data.O
+        self.rows.classes = <int64_t *>(self.rows.weights + n)
+        return examples
+
+    cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
+        cdef Py_ssize_t n, F = self.data.F, O = self.data.O
+        for n in range(count):
+            memcpy(self.rows.x + n * self.rows.ld, &self.data.X[indices[n], 0], F * 8)
+            if O:
+                memcpy(self.rows.targets + n * O, &self.data.targets[indices[n], 0], O * 8)
+            elif self.data.classes.shape[0]:
+                self.rows.classes[n] = self.data.classes[indices[n]]
+            self.rows.weights[n] = 1.0 / total
+        self.rows.N = self.n_examples = self.n_predictions = count

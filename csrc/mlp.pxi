@@ -1,0 +1,249 @@
+# Linear layers with ReLU or tanh between them, over plain arrays; without a hidden layer, linear or softmax regression.
+#
+# Examples stay in rows, x[example][feature], from the input to the loss and back: the bias, the activation and its
+# derivative then run along memory, and no activation is ever turned round.  What is turned round, once a step, is
+# the weights, into panels of eight outputs: weight[panel][input][output], the layout that the matrix product reads
+# straight through.  The strides are padded to whole v8s, so a width of 45 costs what 48 does.
+
+cdef struct Layer:
+    Py_ssize_t D            # values in
+    Py_ssize_t O            # values out
+    Py_ssize_t ld           # stride of z and dz
+    const double *weight    # (O, D)
+    const double *bias      # (O,)
+    double *dweight
+    double *dbias
+    double *panels          # (ceil(O / 8), D + 1, 8) the weights turned round, in the last row the bias
+    double *weight_rows     # (O, padded(D)) the weights with padded rows
+    double *z               # (N, ld) what comes out, after the activation
+    double *dz              # (N, ld) the gradient of what comes out, before the activation
+
+
+cdef void activate(double *z, Py_ssize_t ld, Py_ssize_t rows, const double *bias, bint hidden, bint tanh) noexcept nogil:
+    """z (rows, 8) overwritten with z + bias, and on a hidden layer with its tanh or ReLU; NaN stays NaN."""
+    cdef Py_ssize_t n
+    cdef v8 b = v8_load(bias), zero = v8_set(0.0)
+    if not hidden:
+        for n in range(rows):
+            v8_store(z + n * ld, v8_add(v8_load(z + n * ld), b))
+    elif tanh:
+        for n in range(rows):
+            v8_store(z + n * ld, v8_tanh(v8_add(v8_load(z + n * ld), b)))
+    else:
+        for n in range(rows):
+            v8_store(z + n * ld, v8_max(zero, v8_add(v8_load(z + n * ld), b)))
+
+
+cdef void activate_backward(const double *a, double *dz, Py_ssize_t ld, Py_ssize_t rows, bint tanh) noexcept nogil:
+    """dz (rows, 8) overwritten with dz times the derivative of the activation that gave a."""
+    cdef Py_ssize_t n
+    cdef v8 zero = v8_set(0.0), one = v8_set(1.0), x
+    if tanh:
+        for n in range(rows):
+            x = v8_load(a + n * ld)
+            v8_store(dz + n * ld, v8_mul(v8_load(dz + n * ld), v8_sub(one, v8_mul(x, x))))
+    else:
+        for n in range(rows):
+            v8_store(dz + n * ld, v8_where_less(zero, v8_load(a + n * ld), v8_load(dz + n * ld), zero))
+
+
+cdef void squared_error(const double *z, Py_ssize_t ld, const double *targets, Py_ssize_t rows, Py_ssize_t O,
+                        double *difference, double *losses) noexcept nogil:
+    """difference (rows, ld) = z - targets, and losses (rows,) its mean square over the O outputs."""
+    cdef Py_ssize_t n, i
+    cdef double total, d
+    for n in range(rows):
+        total = 0.0
+        for i in range(O):
+            d = z[n * ld + i] - targets[n * O + i]
+            difference[n * ld + i] = d
+            total += d * d
+        losses[n] = total / <double>O
+
+
+cdef class MLP(Model):
+    cdef readonly Py_ssize_t depth      # layers, hidden ones and the last
+    cdef bint tanh, cross_entropy
+    cdef Buffer layer_memory
+    cdef Layer *layers                  # (depth,)
+    cdef double *exp                    # (P, O, 8) of the softmax: logits, then exp, then dlogits
+    cdef Softmax *softmax               # (P,)
+    cdef Rows *rows                     # the bound batch
+
+    def __init__(self, params, grads, widths, bint tanh, bint cross_entropy):
+        cdef Py_ssize_t i, at = 0
+        cdef Layer *layer
+        Model.__init__(self, params, grads)
+        if len(widths) < 2 or min(widths) < 1:
+            raise ValueError(f"widths = {widths}: at least the inputs and the outputs, each 1 or more")
+        self.tanh, self.cross_entropy = tanh, cross_entropy
+        self.depth = len(widths) - 1
+        self.layer_memory = Buffer()
+        self.layer_memory.reserve(self.depth * (sizeof(Layer) // 8))
+        self.layers = <Layer *>self.layer_memory.data
+        for i in range(self.depth):
+            layer = &self.layers[i]
+            layer.D, layer.O = widths[i], widths[i + 1]
+            layer.ld = padded(layer.O)
+            layer.weight, layer.dweight = self.params + at, self.grads + at
+            at += layer.O * layer.D
+            layer.bias, layer.dbias = self.params + at, self.grads + at
+            at += layer.O
+        if self.size != at:
+            raise ValueError(f"{at} parameters expected, got {self.size}")
+
+    cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
+        cdef ArrayData data = (<ArrayBatch?>batch).data
+        cdef Py_ssize_t N = round8(predictions), O = self.layers[self.depth - 1].O, i, size = 0
+        cdef Layer *layer
+        cdef double *at
+        if data.F != self.layers[0].D:
+            raise ValueError(f"X has {data.F} columns, the model takes {self.layers[0].D}")
+        if data.O and (data.O != O or self.cross_entropy):
+            raise ValueError(f"y has {data.O} columns, the model takes {'class ids' if self.cross_entropy else O}")
+        self.batch = batch
+        self.rows = &(<ArrayBatch>batch).rows
+        for i in range(self.depth):
+            layer = &self.layers[i]
+            size += round8(layer.O) * (layer.D + 1) + layer.O * padded(layer.D) + 2 * N * layer.ld
+        self.work.reserve(size + N + N * O + (N // 8) * (sizeof(Softmax) // 8))
+        at = self.work.data
+        for i in range(self.depth):
+            layer = &self.layers[i]
+            layer.panels = at
+            layer.weight_rows = layer.panels + round8(layer.O) * (layer.D + 1)
+            layer.z = layer.weight_rows + layer.O * padded(layer.D)
+            layer.dz = layer.z + N * layer.ld
+            at = layer.dz + N * layer.ld
+        self.losses = at
+        self.exp = self.losses + N
+        self.softmax = <Softmax *>(self.exp + N * O)
+        return 0
+
+    def predict(self, ArrayBatch batch not None, double[:, ::1] out not None):
+        """out (N, O) overwritten with what the last layer gives for the batch: values, or logits."""
+        cdef Layer *last = &self.layers[self.depth - 1]
+        cdef Py_ssize_t n
+        if out.shape[0] != batch.n_examples or out.shape[1] != last.O:
+            raise ValueError(f"out ({out.shape[0]}, {out.shape[1]}) must be ({batch.n_examples}, {last.O})")
+        self.bind(batch, batch.n_predictions)
+        with nogil:
+            self.forward_all(False)
+            for n in range(self.rows.N):
+                memcpy(&out[n, 0], last.z + n * last.ld, last.O * 8)
+
+    cdef Py_ssize_t work_for(self, Py_ssize_t rows) noexcept nogil:
+        """Floating-point operations of one pass over so many rows."""
+        cdef Py_ssize_t i, work = 0
+        for i in range(self.depth):
+            work += 2 * self.layers[i].O * self.layers[i].D
+        return work * rows
+
+    cdef double forward(self) noexcept nogil:
+        self.forward_all(True)
+        return weighted_sum(self.losses, self.rows.weights, self.rows.N)
+
+    cdef void forward_all(self, bint score) noexcept nogil:
+        """Every layer for every row, and with `score` the losses."""
+        cdef Py_ssize_t P = tiles(self.rows.N, 8), i, j
+        cdef int threads = threads_for(self.work_for(self.rows.N)), t
+        cdef Layer *layer
+        cdef double *panel
+        for i in range(self.depth):
+            layer = &self.layers[i]
+            for j in range(0, layer.O, 8):
+                panel = layer.panels + j * (layer.D + 1)
+                transpose_rows(layer.weight + j * layer.D, layer.D, min(layer.O - j, 8), layer.D, panel)
+                memset(panel + 8 * layer.D, 0, 64)
+                memcpy(panel + 8 * layer.D, layer.bias + j, min(layer.O - j, 8) * 8)
+        if threads == 1:
+            self.forward_rows(0, self.rows.N, score)
+        else:
+            for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                self.forward_rows(8 * (P * t // threads), min(8 * (P * (t + 1) // threads), self.rows.N), score)
+
+    cdef void forward_rows(self, Py_ssize_t first, Py_ssize_t last, bint score) noexcept nogil:
+        """The layers, and with `score` the losses, for the rows first .. last."""
+        cdef const double *a = self.rows.x + first * self.rows.ld
+        cdef Py_ssize_t lda = self.rows.ld, rows = last - first, i, j, n
+        cdef Layer *layer = NULL
+        cdef double *panel
+        cdef double *z = NULL
+        for i in range(self.depth):
+            layer = &self.layers[i]
+            z = layer.z + first * layer.ld
+            for j in range(0, layer.O, 8):
+                panel = layer.panels + j * (layer.D + 1)
+                matmul(rows, 8, layer.D, a, lda, 1, 8, panel, 8, z + j, layer.ld, False)
+                activate(z + j, layer.ld, rows, panel + 8 * layer.D, i < self.depth - 1, self.tanh)
+            a, lda = z, layer.ld
+        if not score:
+            return
+        if not self.cross_entropy:
+            squared_error(z, layer.ld, self.rows.targets + first * layer.O, rows, layer.O,
+                          layer.dz + first * layer.ld, self.losses + first)
+            return
+        for n in range(first, last, 8):
+            panel = self.exp + n * layer.O
+            rows = min(last - n, 8)
+            transpose_rows(layer.z + n * layer.ld, layer.ld, rows, layer.O, panel)
+            softmax_start(&self.softmax[n // 8])
+            softmax_add(panel, layer.O, 0, self.rows.classes + n, rows, &self.softmax[n // 8])
+            softmax_losses(&self.softmax[n // 8], rows, self.losses + n)
+
+    cdef void backward(self) noexcept nogil:
+        cdef Py_ssize_t P = tiles(self.rows.N, 8), i
+        cdef int threads = threads_for(2 * self.work_for(self.rows.N)), t
+        for i in range(1, self.depth):
+            copy_rows(self.layers[i].weight, self.layers[i].O, self.layers[i].D,
+                      self.layers[i].weight_rows, padded(self.layers[i].D))
+        if threads == 1:
+            self.backward_rows(0, self.rows.N)
+            self.backward_weights(0, 1)
+            return
+        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            self.backward_rows(8 * (P * t // threads), min(8 * (P * (t + 1) // threads), self.rows.N))
+        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            self.backward_weights(t, threads)
+
+    cdef void backward_rows(self, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+        """dz of every layer, the last one first, for the rows first .. last."""
+        cdef Layer *layer = &self.layers[self.depth - 1]
+        cdef Layer *before
+        cdef Py_ssize_t n, i, j, rows
+        cdef double *dz
+        cdef double scale
+        if self.cross_entropy:
+            for n in range(first, last, 8):
+                rows = min(last - n, 8)
+                softmax_grad(self.exp + n * layer.O, layer.O, 0, self.rows.classes + n, self.rows.weights + n, rows,
+                             &self.softmax[n // 8])
+                transpose_panel(self.exp + n * layer.O, rows, layer.O, layer.dz + n * layer.ld, layer.ld)
+        else:
+            for n in range(first, last):
+                scale = 2.0 * self.rows.weights[n] / <double>layer.O
+                for i in range(layer.O):
+                    layer.dz[n * layer.ld + i] *= scale
+        for i in range(self.depth - 1, 0, -1):
+            layer, before = &self.layers[i], &self.layers[i - 1]
+            for j in range(0, layer.D, 8):
+                dz = before.dz + first * before.ld + j
+                matmul(last - first, 8, layer.O, layer.dz + first * layer.ld, layer.ld, 1, 8,
+                       layer.weight_rows + j, padded(layer.D), dz, before.ld, False)
+                activate_backward(before.z + first * before.ld + j, dz, before.ld, last - first, self.tanh)
+
+    cdef void backward_weights(self, int part, int parts) noexcept nogil:
+        """What all rows, in order, add to the gradient of one part of each layer's outputs."""
+        cdef const double *a = self.rows.x
+        cdef double one = 1.0
+        cdef Py_ssize_t lda = self.rows.ld, N = self.rows.N, i, first, last
+        cdef Layer *layer
+        for i in range(self.depth):
+            layer = &self.layers[i]
+            first = 8 * (tiles(layer.O, 8) * part // parts)
+            last = min(8 * (tiles(layer.O, 8) * (part + 1) // parts), layer.O)
+            matmul(last - first, layer.D, N, layer.dz + first, 1, layer.ld, 8 * layer.ld, a, lda,
+                   layer.dweight + first * layer.D, layer.D, True)
+            # The bias is the weight of an input that is always 1.
+            matmul(1, last - first, N, &one, 0, 0, 0, layer.dz + first, layer.ld, layer.dbias + first, layer.O, True)
+            a, lda = layer.z, layer.ld
