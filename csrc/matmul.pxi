@@ -45,6 +45,15 @@ cdef void transpose_rows(const double *x, Py_ssize_t ldx, Py_ssize_t tokens, Py_
                          double *panel) noexcept nogil:
     """panel (D, 8) = x (tokens, D) turned round, tokens <= 8; the lanes past the last token are zeroed."""
     cdef Py_ssize_t d, t
+    cdef double[8] line
+    if tokens == 8:
+        # Eight streams read side by side and each line written at once; through `line`, since x and panel might overlap
+        # for all that the compiler knows.
+        for d in range(D):
+            for t in range(8):
+                line[t] = x[t * ldx + d]
+            v8_store(panel + 8 * d, v8_load(line))
+        return
     for t in range(tokens):
         for d in range(D):
             panel[8 * d + t] = x[t * ldx + d]
