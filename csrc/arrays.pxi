@@ -1,29 +1,42 @@
 # What a model over plain arrays is computed from: the rows of X and y, and a batch of them.
 
-cdef class ArrayData:
+cdef class ArrayData(Data):
     """X (N, F) with one of: targets (N, O); classes (N,), ids; neither, where only predictions are wanted."""
     cdef const double[:, ::1] X
     cdef const double[:, ::1] targets
     cdef const int64_t[::1] classes
-    cdef readonly Py_ssize_t n_examples, F, O       # O is 0 where there are no targets
+    cdef readonly Py_ssize_t F
+    cdef readonly Py_ssize_t O              # columns of targets, or 0
+    cdef readonly int64_t largest_class     # of the class ids, or -1
 
     def __init__(self, const double[:, ::1] X not None, const double[:, ::1] targets=None,
                  const int64_t[::1] classes=None):
-        if targets is not None and targets.shape[0] != X.shape[0]:
-            raise ValueError(f"X has {X.shape[0]} rows, y has {targets.shape[0]}")
-        if classes is not None and classes.shape[0] != X.shape[0]:
-            raise ValueError(f"X has {X.shape[0]} rows, y has {classes.shape[0]}")
+        cdef Py_ssize_t i
+        self.n_examples, self.F, self.longest = X.shape[0], X.shape[1], 1
         self.X, self.targets, self.classes = X, targets, classes
-        self.n_examples, self.F = X.shape[0], X.shape[1]
-        self.O = targets.shape[1] if targets is not None else 0
+        self.largest_class = -1
+        if targets is not None:
+            self.O = targets.shape[1]
+            if targets.shape[0] != self.n_examples:
+                raise ValueError(f"X has {self.n_examples} rows, y has {targets.shape[0]}")
+        if classes is not None:
+            if classes.shape[0] != self.n_examples:
+                raise ValueError(f"X has {self.n_examples} rows, y has {classes.shape[0]}")
+            for i in range(self.n_examples):
+                if classes[i] < 0:
+                    raise IndexError(f"y[{i}] = {classes[i]} is negative")
+                self.largest_class = max(self.largest_class, classes[i])
+
+    def predictions(self, const int64_t[::1] indices not None):
+        return indices.shape[0]
 
 
 cdef struct Rows:
     Py_ssize_t N            # rows
     Py_ssize_t ld           # stride of x
     double *x               # (N, ld) the rows of X
-    double *targets         # (N, O)
-    int64_t *classes        # (N,)
+    double *targets         # (N, O), where y holds values
+    int64_t *classes        # (N,), where it holds class ids
     double *weights         # (N,) 1 / rows
 
 
@@ -63,7 +76,7 @@ cdef class ArrayBatch(Batch):
             memcpy(self.rows.x + n * self.rows.ld, &self.data.X[indices[n], 0], F * 8)
             if O:
                 memcpy(self.rows.targets + n * O, &self.data.targets[indices[n], 0], O * 8)
-            elif self.data.classes.shape[0]:
+            elif self.data.largest_class >= 0:
                 self.rows.classes[n] = self.data.classes[indices[n]]
             self.rows.weights[n] = 1.0 / total
         self.rows.N = self.n_examples = self.n_predictions = count

@@ -94,13 +94,21 @@ cdef class MLP(Model):
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
         cdef ArrayData data = (<ArrayBatch?>batch).data
+        cdef Py_ssize_t O = self.layers[self.depth - 1].O
+        if self.cross_entropy and not 0 <= data.largest_class < O:
+            raise ValueError(f"the largest class id in y is {data.largest_class}, the model takes ids in [0, {O})")
+        if not self.cross_entropy and data.O != O:
+            raise ValueError(f"y has {data.O} columns, the model gives {O}")
+        return self.bind_inputs(batch, predictions)
+
+    cdef int bind_inputs(self, Batch batch, Py_ssize_t predictions) except -1:
+        """As bind, for a batch that need not have a y."""
+        cdef ArrayData data = (<ArrayBatch?>batch).data
         cdef Py_ssize_t N = round8(predictions), O = self.layers[self.depth - 1].O, i, size = 0
         cdef Layer *layer
         cdef double *at
         if data.F != self.layers[0].D:
             raise ValueError(f"X has {data.F} columns, the model takes {self.layers[0].D}")
-        if data.O and (data.O != O or self.cross_entropy):
-            raise ValueError(f"y has {data.O} columns, the model takes {'class ids' if self.cross_entropy else O}")
         self.batch = batch
         self.rows = &(<ArrayBatch>batch).rows
         for i in range(self.depth):
@@ -126,7 +134,7 @@ cdef class MLP(Model):
         cdef Py_ssize_t n
         if out.shape[0] != batch.n_examples or out.shape[1] != last.O:
             raise ValueError(f"out ({out.shape[0]}, {out.shape[1]}) must be ({batch.n_examples}, {last.O})")
-        self.bind(batch, batch.n_predictions)
+        self.bind_inputs(batch, batch.n_predictions)
         with nogil:
             self.forward_all(False)
             for n in range(self.rows.N):

@@ -5,7 +5,7 @@ from .config import get_num_threads, set_num_threads, show_config
 from .data import bigram_baseline, load_docs, load_text, split_docs
 from .errors import CheckpointError, DataError, DivergenceError, FastloopError, OrderError
 from .history import History
-from .models import GPT, BigramLM
+from .models import GPT, MLP, BigramLM, LinearRegression, SoftmaxRegression
 from .optim import SGD, Adam, AdamW
 from .params import Params
 from .tokenizer import CharTokenizer
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GPT",
+    "MLP",
     "SGD",
     "Adam",
     "AdamW",
@@ -25,8 +26,10 @@ __all__ = [
     "DivergenceError",
     "FastloopError",
     "History",
+    "LinearRegression",
     "OrderError",
     "Params",
+    "SoftmaxRegression",
     "Trainer",
     "bigram_baseline",
     "get_num_threads",

@@ -1,8 +1,11 @@
 """Models: configuration, initial weights, and the wiring to their compiled passes.  No training logic lives here."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from . import _core
+from .arrays import pack_arrays
 from .data import pack
 from .errors import DataError
 from .params import Params
@@ -187,4 +190,112 @@ class GPT(LanguageModel):
         return self._logits[0]
 
 
-CLASSES = {cls.__name__: cls for cls in (BigramLM, GPT)}
+class MLP(Model):
+    """A network of linear layers over plain arrays, with ReLU or tanh between them.
+
+        a = X;  for each layer:  a = activation(a weight^T + bias), the last one without the activation
+
+    widths: values that go in, the width of each hidden layer, values (or classes) that come out: [2, 16, 16, 1].
+    activation: "relu" or "tanh".  loss: "mse", the mean of (a - y)^2 over rows and outputs, or "cross_entropy", the mean
+    of -log softmax(a)[y] over rows, in nats.  seed: of the initial weights.  init_std: their standard deviation; None
+    takes sqrt(2 / fan_in) before a ReLU (He et al. 2015) and sqrt(1 / fan_in) elsewhere (LeCun et al. 1998).  Biases
+    begin at 0.  The tensors are layer0.weight (out, in), layer0.bias (out,), layer1.weight, ...
+
+    Trainer takes X (N, in) float64 or integers, and y: (N, out), or class ids (N,) with cross-entropy.  Where a width
+    is 1, (N,) serves as well.  Values that are not finite are refused with their place.
+    """
+
+    config_names = ("widths", "activation", "loss")
+    n_evaluate = 1024       # rows predicted at a time
+
+    def __init__(self, widths, activation="relu", loss="mse", seed=42, init_std=None):
+        self.widths = [check_size(f"widths[{i}]", width) for i, width in enumerate(widths)]
+        if len(self.widths) < 2:
+            raise ValueError(f"widths = {self.widths}: at least two are needed, what goes in and what comes out")
+        if activation not in ("relu", "tanh"):
+            raise ValueError(f'activation = {activation!r} is neither "relu" nor "tanh"')
+        if loss not in ("mse", "cross_entropy"):
+            raise ValueError(f'loss = {loss!r} is neither "mse" nor "cross_entropy"')
+        if loss == "cross_entropy" and self.widths[-1] < 2:
+            raise ValueError(f"widths[-1] = {self.widths[-1]}: cross-entropy needs at least 2 classes")
+        self.activation, self.loss = activation, loss
+        shapes = {}
+        for i, (n_in, n_out) in enumerate(pairwise(self.widths)):
+            shapes[f"layer{i}.weight"] = (n_out, n_in)
+            shapes[f"layer{i}.bias"] = (n_out,)
+        super().__init__(shapes, seed, 1.0 if init_std is None else init_std)
+        last = len(self.widths) - 2
+        for i in range(last + 1):
+            self.params[f"layer{i}.bias"] = np.zeros(self.widths[i + 1])
+            if init_std is None:
+                gain = 2.0 if i < last and activation == "relu" else 1.0
+                self.params[f"layer{i}.weight"][...] *= np.sqrt(gain / self.widths[i])
+
+    def make_core(self):
+        return _core.variant.MLP(
+            self.params.flat, self.grads.flat, self.widths, self.activation == "tanh", self.loss == "cross_entropy"
+        )
+
+    def make_data(self, X, y=None, tokenizer=None):
+        if y is None:
+            raise TypeError(f"{type(self).__name__} learns from X and y: y is missing")
+        return pack_arrays(X, y, self.widths[0], self.widths[-1], self.loss == "cross_entropy"), 0
+
+    def make_batch(self, data):
+        return _core.variant.ArrayBatch(data)
+
+    def outputs(self, X):
+        """What the last layer gives for each row of X, (N, out): values, or logits with cross-entropy."""
+        data = pack_arrays(X, None, self.widths[0], self.widths[-1], False)
+        core, batch = self.make_core(), self.make_batch(data)
+        out = np.empty((data.n_examples, self.widths[-1]))
+        for first in range(0, len(out), self.n_evaluate):
+            block = out[first : first + self.n_evaluate]
+            batch.take(np.arange(first, first + len(block)), 1.0)
+            core.predict(batch, block)
+        return out
+
+    def predict(self, X):
+        """The outputs for each row of X: (N,) where the model gives one value, (N, out) where it gives more; with
+        cross-entropy the most probable class, (N,) int64."""
+        out = self.outputs(X)
+        if self.loss == "cross_entropy":
+            return out.argmax(axis=1)
+        return out[:, 0] if self.widths[-1] == 1 else out
+
+    def predict_proba(self, X):
+        """The probability of each class for each row of X, (N, classes): the softmax of the outputs."""
+        if self.loss != "cross_entropy":
+            raise TypeError(f"{type(self).__name__} with loss={self.loss!r} gives values, not probabilities")
+        out = self.outputs(X)
+        e = np.exp(out - out.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+
+
+class LinearRegression(MLP):
+    """y = X weight^T + bias under the mean squared error: an MLP without a hidden layer.
+
+    n_in, n_out: columns of X and of y.  seed and init_std: of the initial weights, 0 unless asked for.
+    """
+
+    config_names = ("n_in", "n_out")
+
+    def __init__(self, n_in, n_out=1, seed=42, init_std=0.0):
+        self.n_in, self.n_out = check_size("n_in", n_in), check_size("n_out", n_out)
+        super().__init__([n_in, n_out], loss="mse", seed=seed, init_std=init_std)
+
+
+class SoftmaxRegression(MLP):
+    """Class probabilities softmax(X weight^T + bias) under cross-entropy: an MLP without a hidden layer.
+
+    n_in: columns of X; y holds class ids in [0, n_classes).  seed and init_std: of the initial weights, 0 unless asked for.
+    """
+
+    config_names = ("n_in", "n_classes")
+
+    def __init__(self, n_in, n_classes, seed=42, init_std=0.0):
+        self.n_in, self.n_classes = check_size("n_in", n_in), check_size("n_classes", n_classes)
+        super().__init__([n_in, n_classes], loss="cross_entropy", seed=seed, init_std=init_std)
+
+
+CLASSES = {cls.__name__: cls for cls in (BigramLM, GPT, MLP, LinearRegression, SoftmaxRegression)}
