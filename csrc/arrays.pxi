@@ -1,22 +1,22 @@
 # What a model over plain arrays is computed from: the rows of X and y, and a batch of them.
 
 cdef class ArrayData(Data):
-    """X (N, F) with one of: targets (N, O); classes (N,), ids; neither, where only predictions are wanted."""
+    """X (N, n_in) with one of: targets (N, n_out); classes (N,), ids; neither, where only predictions are wanted."""
     cdef const double[:, ::1] X
     cdef const double[:, ::1] targets
     cdef const int64_t[::1] classes
-    cdef readonly Py_ssize_t F
-    cdef readonly Py_ssize_t O              # columns of targets, or 0
+    cdef readonly Py_ssize_t n_in
+    cdef readonly Py_ssize_t n_out          # columns of targets, or 0
     cdef readonly int64_t largest_class     # of the class ids, or -1
 
     def __init__(self, const double[:, ::1] X not None, const double[:, ::1] targets=None,
                  const int64_t[::1] classes=None):
         cdef Py_ssize_t i
-        self.n_examples, self.F, self.longest = X.shape[0], X.shape[1], 1
+        self.n_examples, self.n_in, self.longest = X.shape[0], X.shape[1], 1
         self.X, self.targets, self.classes = X, targets, classes
         self.largest_class = -1
         if targets is not None:
-            self.O = targets.shape[1]
+            self.n_out = targets.shape[1]
             if targets.shape[0] != self.n_examples:
                 raise ValueError(f"X has {self.n_examples} rows, y has {targets.shape[0]}")
         if classes is not None:
@@ -35,7 +35,7 @@ cdef struct Rows:
     Py_ssize_t N            # rows
     Py_ssize_t ld           # stride of x
     double *x               # (N, ld) the rows of X
-    double *targets         # (N, O), where y holds values
+    double *targets         # (N, n_out), where y holds values
     int64_t *classes        # (N,), where it holds class ids
     double *weights         # (N,) 1 / rows
 
@@ -61,21 +61,21 @@ cdef class ArrayBatch(Batch):
             self.fill(&indices[0], count, total)
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
-        cdef Py_ssize_t n = round8(examples), ld = padded(self.data.F)
-        self.work.reserve(n * (ld + self.data.O + 2))
+        cdef Py_ssize_t n = round8(examples), ld = padded(self.data.n_in)
+        self.work.reserve(n * (ld + self.data.n_out + 2))
         self.rows.ld = ld
         self.rows.x = self.work.data
         self.rows.targets = self.rows.x + n * ld
-        self.rows.weights = self.rows.targets + n * self.data.O
+        self.rows.weights = self.rows.targets + n * self.data.n_out
         self.rows.classes = <int64_t *>(self.rows.weights + n)
         return examples
 
     cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
-        cdef Py_ssize_t n, F = self.data.F, O = self.data.O
+        cdef Py_ssize_t n, n_in = self.data.n_in, n_out = self.data.n_out
         for n in range(count):
-            memcpy(self.rows.x + n * self.rows.ld, &self.data.X[indices[n], 0], F * 8)
-            if O:
-                memcpy(self.rows.targets + n * O, &self.data.targets[indices[n], 0], O * 8)
+            memcpy(self.rows.x + n * self.rows.ld, &self.data.X[indices[n], 0], n_in * 8)
+            if n_out:
+                memcpy(self.rows.targets + n * n_out, &self.data.targets[indices[n], 0], n_out * 8)
             elif self.data.largest_class >= 0:
                 self.rows.classes[n] = self.data.classes[indices[n]]
             self.rows.weights[n] = 1.0 / total

@@ -6,20 +6,21 @@
 # straight through.  The strides are padded to whole v8s, so a width of 45 costs what 48 does.
 
 cdef struct Layer:
-    Py_ssize_t D            # values in
-    Py_ssize_t O            # values out
+    Py_ssize_t n_in
+    Py_ssize_t n_out
     Py_ssize_t ld           # stride of z and dz
-    const double *weight    # (O, D)
-    const double *bias      # (O,)
+    const double *weight    # (n_out, n_in)
+    const double *bias      # (n_out,)
     double *dweight
     double *dbias
-    double *panels          # (ceil(O / 8), D + 1, 8) the weights turned round, in the last row the bias
-    double *weight_rows     # (O, padded(D)) the weights with padded rows
+    double *panels          # (ceil(n_out / 8), n_in + 1, 8) the weights turned round, in the last row the bias
+    double *weight_rows     # (n_out, padded(n_in)) the weights with padded rows
     double *z               # (N, ld) what comes out, after the activation
     double *dz              # (N, ld) the gradient of what comes out, before the activation
 
 
-cdef void activate(double *z, Py_ssize_t ld, Py_ssize_t rows, const double *bias, bint hidden, bint tanh) noexcept nogil:
+cdef void activate(double *z, Py_ssize_t ld, Py_ssize_t rows, const double *bias, bint hidden,
+                   bint tanh) noexcept nogil:
     """z (rows, 8) overwritten with z + bias, and on a hidden layer with its tanh or ReLU; NaN stays NaN."""
     cdef Py_ssize_t n
     cdef v8 b = v8_load(bias), zero = v8_set(0.0)
@@ -47,18 +48,18 @@ cdef void activate_backward(const double *a, double *dz, Py_ssize_t ld, Py_ssize
             v8_store(dz + n * ld, v8_where_less(zero, v8_load(a + n * ld), v8_load(dz + n * ld), zero))
 
 
-cdef void squared_error(const double *z, Py_ssize_t ld, const double *targets, Py_ssize_t rows, Py_ssize_t O,
+cdef void squared_error(const double *z, Py_ssize_t ld, const double *targets, Py_ssize_t rows, Py_ssize_t n_out,
                         double *difference, double *losses) noexcept nogil:
-    """difference (rows, ld) = z - targets, and losses (rows,) its mean square over the O outputs."""
+    """difference (rows, ld) = z - targets, and losses (rows,) its mean square over the n_out outputs."""
     cdef Py_ssize_t n, i
     cdef double total, d
     for n in range(rows):
         total = 0.0
-        for i in range(O):
-            d = z[n * ld + i] - targets[n * O + i]
+        for i in range(n_out):
+            d = z[n * ld + i] - targets[n * n_out + i]
             difference[n * ld + i] = d
             total += d * d
-        losses[n] = total / <double>O
+        losses[n] = total / <double>n_out
 
 
 cdef class MLP(Model):
@@ -66,7 +67,7 @@ cdef class MLP(Model):
     cdef bint tanh, cross_entropy
     cdef Buffer layer_memory
     cdef Layer *layers                  # (depth,)
-    cdef double *exp                    # (P, O, 8) of the softmax: logits, then exp, then dlogits
+    cdef double *exp                    # (P, n_out, 8) with cross-entropy: logits, then exp, then dlogits
     cdef Softmax *softmax               # (P,)
     cdef Rows *rows                     # the bound batch
 
@@ -83,68 +84,68 @@ cdef class MLP(Model):
         self.layers = <Layer *>self.layer_memory.data
         for i in range(self.depth):
             layer = &self.layers[i]
-            layer.D, layer.O = widths[i], widths[i + 1]
-            layer.ld = padded(layer.O)
+            layer.n_in, layer.n_out = widths[i], widths[i + 1]
+            layer.ld = padded(layer.n_out)
             layer.weight, layer.dweight = self.params + at, self.grads + at
-            at += layer.O * layer.D
+            at += layer.n_out * layer.n_in
             layer.bias, layer.dbias = self.params + at, self.grads + at
-            at += layer.O
+            at += layer.n_out
         if self.size != at:
             raise ValueError(f"{at} parameters expected, got {self.size}")
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
         cdef ArrayData data = (<ArrayBatch?>batch).data
-        cdef Py_ssize_t O = self.layers[self.depth - 1].O
-        if self.cross_entropy and not 0 <= data.largest_class < O:
-            raise ValueError(f"the largest class id in y is {data.largest_class}, the model takes ids in [0, {O})")
-        if not self.cross_entropy and data.O != O:
-            raise ValueError(f"y has {data.O} columns, the model gives {O}")
+        cdef Py_ssize_t n_out = self.layers[self.depth - 1].n_out
+        if self.cross_entropy and not 0 <= data.largest_class < n_out:
+            raise ValueError(f"the largest class id in y is {data.largest_class}, the model takes ids in [0, {n_out})")
+        if not self.cross_entropy and data.n_out != n_out:
+            raise ValueError(f"y has {data.n_out} columns, the model gives {n_out}")
         return self.bind_inputs(batch, predictions)
 
     cdef int bind_inputs(self, Batch batch, Py_ssize_t predictions) except -1:
         """As bind, for a batch that need not have a y."""
         cdef ArrayData data = (<ArrayBatch?>batch).data
-        cdef Py_ssize_t N = round8(predictions), O = self.layers[self.depth - 1].O, i, size = 0
+        cdef Py_ssize_t N = round8(predictions), n_out = self.layers[self.depth - 1].n_out, i, size = 0
         cdef Layer *layer
         cdef double *at
-        if data.F != self.layers[0].D:
-            raise ValueError(f"X has {data.F} columns, the model takes {self.layers[0].D}")
+        if data.n_in != self.layers[0].n_in:
+            raise ValueError(f"X has {data.n_in} columns, the model takes {self.layers[0].n_in}")
         self.batch = batch
         self.rows = &(<ArrayBatch>batch).rows
         for i in range(self.depth):
             layer = &self.layers[i]
-            size += round8(layer.O) * (layer.D + 1) + layer.O * padded(layer.D) + 2 * N * layer.ld
-        self.work.reserve(size + N + N * O + (N // 8) * (sizeof(Softmax) // 8))
+            size += round8(layer.n_out) * (layer.n_in + 1) + layer.n_out * padded(layer.n_in) + 2 * N * layer.ld
+        self.work.reserve(size + N + (N * n_out + (N // 8) * (sizeof(Softmax) // 8) if self.cross_entropy else 0))
         at = self.work.data
         for i in range(self.depth):
             layer = &self.layers[i]
             layer.panels = at
-            layer.weight_rows = layer.panels + round8(layer.O) * (layer.D + 1)
-            layer.z = layer.weight_rows + layer.O * padded(layer.D)
+            layer.weight_rows = layer.panels + round8(layer.n_out) * (layer.n_in + 1)
+            layer.z = layer.weight_rows + layer.n_out * padded(layer.n_in)
             layer.dz = layer.z + N * layer.ld
             at = layer.dz + N * layer.ld
         self.losses = at
         self.exp = self.losses + N
-        self.softmax = <Softmax *>(self.exp + N * O)
+        self.softmax = <Softmax *>(self.exp + N * n_out)
         return 0
 
     def predict(self, ArrayBatch batch not None, double[:, ::1] out not None):
-        """out (N, O) overwritten with what the last layer gives for the batch: values, or logits."""
+        """out (N, n_out) overwritten with what the last layer gives for the batch: values, or logits."""
         cdef Layer *last = &self.layers[self.depth - 1]
         cdef Py_ssize_t n
-        if out.shape[0] != batch.n_examples or out.shape[1] != last.O:
-            raise ValueError(f"out ({out.shape[0]}, {out.shape[1]}) must be ({batch.n_examples}, {last.O})")
+        if out.shape[0] != batch.n_examples or out.shape[1] != last.n_out:
+            raise ValueError(f"out ({out.shape[0]}, {out.shape[1]}) must be ({batch.n_examples}, {last.n_out})")
         self.bind_inputs(batch, batch.n_predictions)
         with nogil:
             self.forward_all(False)
             for n in range(self.rows.N):
-                memcpy(&out[n, 0], last.z + n * last.ld, last.O * 8)
+                memcpy(&out[n, 0], last.z + n * last.ld, last.n_out * 8)
 
     cdef Py_ssize_t work_for(self, Py_ssize_t rows) noexcept nogil:
         """Floating-point operations of one pass over so many rows."""
         cdef Py_ssize_t i, work = 0
         for i in range(self.depth):
-            work += 2 * self.layers[i].O * self.layers[i].D
+            work += 2 * self.layers[i].n_out * self.layers[i].n_in
         return work * rows
 
     cdef double forward(self) noexcept nogil:
@@ -153,22 +154,39 @@ cdef class MLP(Model):
 
     cdef void forward_all(self, bint score) noexcept nogil:
         """Every layer for every row, and with `score` the losses."""
-        cdef Py_ssize_t P = tiles(self.rows.N, 8), i, j
+        cdef Py_ssize_t P = tiles(self.rows.N, 8)
         cdef int threads = threads_for(self.work_for(self.rows.N)), t
+        if threads == 1:
+            self.lay_out_weights(0, 1)
+            self.forward_rows(0, self.rows.N, score)
+            return
+        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            self.lay_out_weights(t, threads)
+        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            self.forward_rows(8 * (P * t // threads), min(8 * (P * (t + 1) // threads), self.rows.N), score)
+
+    cdef inline Py_ssize_t cut(self, Py_ssize_t n, int part, int parts) noexcept nogil:
+        """Where the part begins when n outputs are dealt out in whole panels of eight."""
+        return min(8 * (tiles(n, 8) * part // parts), n)
+
+    cdef void lay_out_weights(self, int part, int parts) noexcept nogil:
+        """The weights as the two passes read them, for one part of each layer's outputs."""
+        cdef Py_ssize_t i, j, first, last, n_in, outputs
         cdef Layer *layer
         cdef double *panel
         for i in range(self.depth):
             layer = &self.layers[i]
-            for j in range(0, layer.O, 8):
-                panel = layer.panels + j * (layer.D + 1)
-                transpose_rows(layer.weight + j * layer.D, layer.D, min(layer.O - j, 8), layer.D, panel)
-                memset(panel + 8 * layer.D, 0, 64)
-                memcpy(panel + 8 * layer.D, layer.bias + j, min(layer.O - j, 8) * 8)
-        if threads == 1:
-            self.forward_rows(0, self.rows.N, score)
-        else:
-            for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                self.forward_rows(8 * (P * t // threads), min(8 * (P * (t + 1) // threads), self.rows.N), score)
+            n_in = layer.n_in
+            first, last = self.cut(layer.n_out, part, parts), self.cut(layer.n_out, part + 1, parts)
+            for j in range(first, last, 8):
+                outputs = min(last - j, 8)
+                panel = layer.panels + j * (n_in + 1)
+                transpose_rows(layer.weight + j * n_in, n_in, outputs, n_in, panel)
+                memset(panel + 8 * n_in, 0, 64)
+                memcpy(panel + 8 * n_in, layer.bias + j, outputs * 8)
+            if i > 0:
+                copy_rows(layer.weight + first * n_in, last - first, n_in,
+                          layer.weight_rows + first * padded(n_in), padded(n_in))
 
     cdef void forward_rows(self, Py_ssize_t first, Py_ssize_t last, bint score) noexcept nogil:
         """The layers, and with `score` the losses, for the rows first .. last."""
@@ -180,31 +198,28 @@ cdef class MLP(Model):
         for i in range(self.depth):
             layer = &self.layers[i]
             z = layer.z + first * layer.ld
-            for j in range(0, layer.O, 8):
-                panel = layer.panels + j * (layer.D + 1)
-                matmul(rows, 8, layer.D, a, lda, 1, 8, panel, 8, z + j, layer.ld, False)
-                activate(z + j, layer.ld, rows, panel + 8 * layer.D, i < self.depth - 1, self.tanh)
+            for j in range(0, layer.n_out, 8):
+                panel = layer.panels + j * (layer.n_in + 1)
+                matmul(rows, 8, layer.n_in, a, lda, 1, 8, panel, 8, z + j, layer.ld, False)
+                activate(z + j, layer.ld, rows, panel + 8 * layer.n_in, i < self.depth - 1, self.tanh)
             a, lda = z, layer.ld
         if not score:
             return
         if not self.cross_entropy:
-            squared_error(z, layer.ld, self.rows.targets + first * layer.O, rows, layer.O,
+            squared_error(z, layer.ld, self.rows.targets + first * layer.n_out, rows, layer.n_out,
                           layer.dz + first * layer.ld, self.losses + first)
             return
         for n in range(first, last, 8):
-            panel = self.exp + n * layer.O
+            panel = self.exp + n * layer.n_out
             rows = min(last - n, 8)
-            transpose_rows(layer.z + n * layer.ld, layer.ld, rows, layer.O, panel)
+            transpose_rows(layer.z + n * layer.ld, layer.ld, rows, layer.n_out, panel)
             softmax_start(&self.softmax[n // 8])
-            softmax_add(panel, layer.O, 0, self.rows.classes + n, rows, &self.softmax[n // 8])
+            softmax_add(panel, layer.n_out, 0, self.rows.classes + n, rows, &self.softmax[n // 8])
             softmax_losses(&self.softmax[n // 8], rows, self.losses + n)
 
     cdef void backward(self) noexcept nogil:
-        cdef Py_ssize_t P = tiles(self.rows.N, 8), i
+        cdef Py_ssize_t P = tiles(self.rows.N, 8)
         cdef int threads = threads_for(2 * self.work_for(self.rows.N)), t
-        for i in range(1, self.depth):
-            copy_rows(self.layers[i].weight, self.layers[i].O, self.layers[i].D,
-                      self.layers[i].weight_rows, padded(self.layers[i].D))
         if threads == 1:
             self.backward_rows(0, self.rows.N)
             self.backward_weights(0, 1)
@@ -219,25 +234,27 @@ cdef class MLP(Model):
         cdef Layer *layer = &self.layers[self.depth - 1]
         cdef Layer *before
         cdef Py_ssize_t n, i, j, rows
+        cdef double *panel
         cdef double *dz
         cdef double scale
         if self.cross_entropy:
             for n in range(first, last, 8):
                 rows = min(last - n, 8)
-                softmax_grad(self.exp + n * layer.O, layer.O, 0, self.rows.classes + n, self.rows.weights + n, rows,
+                panel = self.exp + n * layer.n_out
+                softmax_grad(panel, layer.n_out, 0, self.rows.classes + n, self.rows.weights + n, rows,
                              &self.softmax[n // 8])
-                transpose_panel(self.exp + n * layer.O, rows, layer.O, layer.dz + n * layer.ld, layer.ld)
+                transpose_panel(panel, rows, layer.n_out, layer.dz + n * layer.ld, layer.ld)
         else:
             for n in range(first, last):
-                scale = 2.0 * self.rows.weights[n] / <double>layer.O
-                for i in range(layer.O):
+                scale = 2.0 * self.rows.weights[n] / <double>layer.n_out
+                for i in range(layer.n_out):
                     layer.dz[n * layer.ld + i] *= scale
         for i in range(self.depth - 1, 0, -1):
             layer, before = &self.layers[i], &self.layers[i - 1]
-            for j in range(0, layer.D, 8):
+            for j in range(0, layer.n_in, 8):
                 dz = before.dz + first * before.ld + j
-                matmul(last - first, 8, layer.O, layer.dz + first * layer.ld, layer.ld, 1, 8,
-                       layer.weight_rows + j, padded(layer.D), dz, before.ld, False)
+                matmul(last - first, 8, layer.n_out, layer.dz + first * layer.ld, layer.ld, 1, 8,
+                       layer.weight_rows + j, padded(layer.n_in), dz, before.ld, False)
                 activate_backward(before.z + first * before.ld + j, dz, before.ld, last - first, self.tanh)
 
     cdef void backward_weights(self, int part, int parts) noexcept nogil:
@@ -248,10 +265,9 @@ cdef class MLP(Model):
         cdef Layer *layer
         for i in range(self.depth):
             layer = &self.layers[i]
-            first = 8 * (tiles(layer.O, 8) * part // parts)
-            last = min(8 * (tiles(layer.O, 8) * (part + 1) // parts), layer.O)
-            matmul(last - first, layer.D, N, layer.dz + first, 1, layer.ld, 8 * layer.ld, a, lda,
-                   layer.dweight + first * layer.D, layer.D, True)
+            first, last = self.cut(layer.n_out, part, parts), self.cut(layer.n_out, part + 1, parts)
+            matmul(last - first, layer.n_in, N, layer.dz + first, 1, layer.ld, 8 * layer.ld, a, lda,
+                   layer.dweight + first * layer.n_in, layer.n_in, True)
             # The bias is the weight of an input that is always 1.
-            matmul(1, last - first, N, &one, 0, 0, 0, layer.dz + first, layer.ld, layer.dbias + first, layer.O, True)
+            matmul(1, last - first, N, &one, 0, 0, 0, layer.dz + first, layer.ld, layer.dbias + first, 8, True)
             a, lda = layer.z, layer.ld

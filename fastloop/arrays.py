@@ -8,8 +8,8 @@ from ._core import variant
 def pack_arrays(X, y, n_in, n_out, classes):
     """X and y in the layout that the compiled models read, an ArrayData.
 
-    X: (N, n_in), or (N,) where n_in is 1; N at least 1.  y: with `classes` (N,) integers in [0, n_out), else (N, n_out),
-    or (N,) where n_out is 1; None where only predictions are wanted.
+    X: (N, n_in), or (N,) where n_in is 1; N at least 1.  y: with `classes` (N,) integers in [0, n_out), else
+    (N, n_out), or (N,) where n_out is 1; None where only predictions are wanted.
     Raises TypeError for a dtype other than float64, integers or bool; ValueError for shapes and for values that are
     not finite, IndexError for class ids out of range, with the place.
     """

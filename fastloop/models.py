@@ -196,10 +196,10 @@ class MLP(Model):
         a = X;  for each layer:  a = activation(a weight^T + bias), the last one without the activation
 
     widths: values that go in, the width of each hidden layer, values (or classes) that come out: [2, 16, 16, 1].
-    activation: "relu" or "tanh".  loss: "mse", the mean of (a - y)^2 over rows and outputs, or "cross_entropy", the mean
-    of -log softmax(a)[y] over rows, in nats.  seed: of the initial weights.  init_std: their standard deviation; None
-    takes sqrt(2 / fan_in) before a ReLU (He et al. 2015) and sqrt(1 / fan_in) elsewhere (LeCun et al. 1998).  Biases
-    begin at 0.  The tensors are layer0.weight (out, in), layer0.bias (out,), layer1.weight, ...
+    activation: "relu" or "tanh".  loss: "mse", the mean of (a - y)^2 over rows and outputs, or "cross_entropy", the
+    mean of -log softmax(a)[y] over rows, in nats.  seed: of the initial weights.  init_std: their standard deviation;
+    None takes sqrt(2 / fan_in) before a ReLU (He et al. 2015) and sqrt(1 / fan_in) elsewhere (LeCun et al. 1998).
+    Biases begin at 0.  The tensors are layer0.weight (out, in), layer0.bias (out,), layer1.weight, ...
 
     Trainer takes X (N, in) float64 or integers, and y: (N, out), or class ids (N,) with cross-entropy.  Where a width
     is 1, (N,) serves as well.  Values that are not finite are refused with their place.
@@ -288,7 +288,8 @@ class LinearRegression(MLP):
 class SoftmaxRegression(MLP):
     """Class probabilities softmax(X weight^T + bias) under cross-entropy: an MLP without a hidden layer.
 
-    n_in: columns of X; y holds class ids in [0, n_classes).  seed and init_std: of the initial weights, 0 unless asked for.
+    n_in: columns of X; y holds class ids in [0, n_classes).  seed and init_std: of the initial weights, 0 unless asked
+    for.
     """
 
     config_names = ("n_in", "n_classes")

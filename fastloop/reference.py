@@ -8,6 +8,8 @@ Sizes: N tokens, D embedding width, V vocabulary, T positions.  The forward func
 well, all of them complex, so that complex-step derivatives can be had from them.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 # Adam's moments below this are set to zero: decayed further they would become subnormal, and arithmetic on
@@ -364,3 +366,89 @@ def _rmsnorm_backward(dy, y, s):
     dy -= y * (np.einsum("nd,nd->n", dy, y) * (1.0 / y.shape[1]))[:, None]
     dy *= s
     return dy
+
+
+class MLPStep:
+    """A whole training step of a network of linear layers over arrays, and Adam.
+
+        a = X;  for each layer:  a = activation(a weight^T + bias), the last one without the activation
+
+    params is the flat buffer of each layer's weight (out, in) and bias (out,), in the order of the layers; it is not
+    copied, and `step` updates it.  activation: "relu" or "tanh"; loss: "mse" or "cross_entropy".  N, the most rows
+    of a batch, sizes the buffers.
+
+    Attributes: params and grads (flat); layers and dlayers, the tensors in them as a pair for each layer; the moments
+    m and v; t, the steps taken.
+    """
+
+    def __init__(self, params, widths, activation="relu", loss="mse", N=8):
+        self.params = params
+        self.grads, self.m, self.v = np.zeros((3, params.size), params.dtype)
+        self.layers, self.dlayers = self._tensors(self.params, widths), self._tensors(self.grads, widths)
+        self.activation, self.loss = activation, loss
+        self._a = [np.empty((N, width), params.dtype) for width in widths[1:]]
+        self._da = [np.empty((N, width), params.dtype) for width in widths[1:]]
+        self.t = 0
+
+    @staticmethod
+    def _tensors(flat, widths):
+        layers = []
+        for n_in, n_out in pairwise(widths):
+            weight, bias, flat = np.split(flat, [n_out * n_in, n_out * n_in + n_out])
+            layers.append((weight.reshape(n_out, n_in), bias))
+        return layers
+
+    def zero_grad(self):
+        self.grads.fill(0.0)
+
+    def outputs(self, X):
+        """What the last layer gives for X (N, in): values or logits (N, out), overwritten by the next call."""
+        self._x = [X]
+        for i, (weight, bias) in enumerate(self.layers):
+            a = self._a[i][: len(X)]
+            np.matmul(self._x[-1], weight.T, out=a)
+            a += bias
+            if i < len(self.layers) - 1:
+                np.tanh(a, out=a) if self.activation == "tanh" else np.maximum(a, 0.0, out=a)
+            self._x.append(a)
+        return a
+
+    def forward(self, X, y):
+        """The mean loss of a batch: X (N, in), and y (N, out) or, with cross-entropy, class ids (N,).
+
+        The squared error is averaged over the outputs as well.  backward keeps hold of both arrays.
+        """
+        out, self._y = self.outputs(X), y
+        da = self._da[-1][: len(X)]
+        if self.loss == "cross_entropy":
+            losses, self._total, self._others = _softmax(out, y, da)
+            return losses.mean()
+        np.subtract(out, y, out=da)
+        return np.vdot(da.conj(), da) / da.size
+
+    def backward(self):
+        """Add the gradient of the last forward's loss to grads."""
+        N = len(self._y)
+        dz = self._da[-1][:N]
+        if self.loss == "cross_entropy":
+            _softmax_grad(dz, self._y, np.full(N, 1.0 / N), self._total, self._others)
+        else:
+            dz *= 2.0 / dz.size
+        for i in range(len(self.layers) - 1, -1, -1):
+            x, (dweight, dbias) = self._x[i], self.dlayers[i]
+            dweight += dz.T @ x
+            dbias += dz.sum(axis=0)
+            if i == 0:
+                break
+            da = self._da[i - 1][:N]
+            np.matmul(dz, self.layers[i][0], out=da)
+            da *= 1.0 - x * x if self.activation == "tanh" else x > 0.0
+            dz = da
+
+    def step(self, lr, beta1=0.9, beta2=0.999, eps=1e-8, grad_scale=1.0):
+        """One step of Adam on params, from grads."""
+        self.t += 1
+        adam_step(
+            self.grads, self.params, self.m, self.v,
+            lr=lr, beta1=beta1, beta2=beta2, eps=eps, t=self.t, grad_scale=grad_scale,
+        )
