@@ -255,6 +255,32 @@ def test_micro_batches_add_up_to_the_bits_of_the_large_batch(loss):
     assert len(set(params)) == 1
 
 
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_a_resumed_run_has_the_same_bits(loss, tmp_path):
+    def make():
+        model = fl.MLP([5, 9, 3], "tanh", loss)
+        return fl.Trainer(model, fl.Adam(lr=0.01)), *arrays(model, 30)
+
+    class StopAt7:
+        def on_step(self, trainer):
+            if trainer.steps == 7:
+                trainer.stop("enough")
+
+    whole, X, y = make()
+    expected = whole.fit(X, y, epochs=3, batch_size=8, shuffle=True, validation=(X[:9], y[:9]))
+    broken, X, y = make()
+    broken.fit(X, y, epochs=3, batch_size=8, shuffle=True, validation=(X[:9], y[:9]), callbacks=[StopAt7()])
+    broken.save(tmp_path / "run.npz")
+    resumed = fl.Trainer.load(tmp_path / "run.npz")
+    for other_X, other_y in ((X + 1.0, y), (X, y[::-1]), (X[:29], y[:29])):
+        with pytest.raises(fl.CheckpointError):
+            resumed.resume(other_X, other_y)
+    history = resumed.resume(X, y, validation=(X[:9], y[:9]))
+    assert np.array_equal(history.loss, expected.loss)
+    assert np.array_equal(resumed.model.params.flat, whole.model.params.flat)
+    assert np.array_equal(resumed.model.predict(X), whole.model.predict(X))
+
+
 # What is taken and what is refused
 
 
