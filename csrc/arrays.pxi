@@ -28,11 +28,11 @@ cdef class ArrayData(Data):
                 self.largest_class = max(self.largest_class, classes[i])
 
     def fingerprint(self):
-        checksum = zlib.crc32(self.X, self.n_in)
+        checksum = crc32(self.X, self.n_in)
         if self.targets is not None:
-            checksum = zlib.crc32(self.targets, checksum)
+            checksum = crc32(self.targets, checksum)
         if self.classes is not None:
-            checksum = zlib.crc32(self.classes, checksum)
+            checksum = crc32(self.classes, checksum)
         return checksum
 
     def predictions(self, const int64_t[::1] indices not None):

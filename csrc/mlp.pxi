@@ -5,7 +5,7 @@
 # the weights, into panels of eight outputs: weight[panel][input][output], the layout that the matrix product reads
 # straight through.  The strides are padded to whole v8s, so a width of 45 costs what 48 does.
 
-cdef struct Layer:
+cdef struct Linear:
     Py_ssize_t n_in
     Py_ssize_t n_out
     Py_ssize_t ld           # stride of z and dz
@@ -66,22 +66,22 @@ cdef class MLP(Model):
     cdef readonly Py_ssize_t depth      # layers, hidden ones and the last
     cdef bint tanh, cross_entropy
     cdef Buffer layer_memory
-    cdef Layer *layers                  # (depth,)
+    cdef Linear *layers                  # (depth,)
     cdef double *exp                    # (P, n_out, 8) with cross-entropy: logits, then exp, then dlogits
     cdef Softmax *softmax               # (P,)
     cdef Rows *rows                     # the bound batch
 
     def __init__(self, params, grads, widths, bint tanh, bint cross_entropy):
         cdef Py_ssize_t i, at = 0
-        cdef Layer *layer
+        cdef Linear *layer
         Model.__init__(self, params, grads)
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(f"widths = {widths}: at least the inputs and the outputs, each 1 or more")
         self.tanh, self.cross_entropy = tanh, cross_entropy
         self.depth = len(widths) - 1
         self.layer_memory = Buffer()
-        self.layer_memory.reserve(self.depth * (sizeof(Layer) // 8))
-        self.layers = <Layer *>self.layer_memory.data
+        self.layer_memory.reserve(self.depth * (sizeof(Linear) // 8))
+        self.layers = <Linear *>self.layer_memory.data
         for i in range(self.depth):
             layer = &self.layers[i]
             layer.n_in, layer.n_out = widths[i], widths[i + 1]
@@ -106,7 +106,7 @@ cdef class MLP(Model):
         """As bind, for a batch that need not have a y."""
         cdef ArrayData data = (<ArrayBatch?>batch).data
         cdef Py_ssize_t N = round8(predictions), n_out = self.layers[self.depth - 1].n_out, i, size = 0
-        cdef Layer *layer
+        cdef Linear *layer
         cdef double *at
         if data.n_in != self.layers[0].n_in:
             raise ValueError(f"X has {data.n_in} columns, the model takes {self.layers[0].n_in}")
@@ -131,7 +131,7 @@ cdef class MLP(Model):
 
     def predict(self, ArrayBatch batch not None, double[:, ::1] out not None):
         """out (N, n_out) overwritten with what the last layer gives for the batch: values, or logits."""
-        cdef Layer *last = &self.layers[self.depth - 1]
+        cdef Linear *last = &self.layers[self.depth - 1]
         cdef Py_ssize_t n
         if out.shape[0] != batch.n_examples or out.shape[1] != last.n_out:
             raise ValueError(f"out ({out.shape[0]}, {out.shape[1]}) must be ({batch.n_examples}, {last.n_out})")
@@ -172,7 +172,7 @@ cdef class MLP(Model):
     cdef void lay_out_weights(self, int part, int parts) noexcept nogil:
         """The weights as the two passes read them, for one part of each layer's outputs."""
         cdef Py_ssize_t i, j, first, last, n_in, outputs
-        cdef Layer *layer
+        cdef Linear *layer
         cdef double *panel
         for i in range(self.depth):
             layer = &self.layers[i]
@@ -192,7 +192,7 @@ cdef class MLP(Model):
         """The layers, and with `score` the losses, for the rows first .. last."""
         cdef const double *a = self.rows.x + first * self.rows.ld
         cdef Py_ssize_t lda = self.rows.ld, rows = last - first, i, j, n
-        cdef Layer *layer = NULL
+        cdef Linear *layer = NULL
         cdef double *panel
         cdef double *z = NULL
         for i in range(self.depth):
@@ -231,8 +231,8 @@ cdef class MLP(Model):
 
     cdef void backward_rows(self, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
         """dz of every layer, the last one first, for the rows first .. last."""
-        cdef Layer *layer = &self.layers[self.depth - 1]
-        cdef Layer *before
+        cdef Linear *layer = &self.layers[self.depth - 1]
+        cdef Linear *before
         cdef Py_ssize_t n, i, j, rows
         cdef double *panel
         cdef double *dz
@@ -262,7 +262,7 @@ cdef class MLP(Model):
         cdef const double *a = self.rows.x
         cdef double one = 1.0
         cdef Py_ssize_t lda = self.rows.ld, N = self.rows.N, i, first, last
-        cdef Layer *layer
+        cdef Linear *layer
         for i in range(self.depth):
             layer = &self.layers[i]
             first, last = self.cut(layer.n_out, part, parts), self.cut(layer.n_out, part + 1, parts)

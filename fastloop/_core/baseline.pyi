@@ -178,6 +178,50 @@ class GPT(LanguageModel):
         logits: np.ndarray,     # double[:, ::1] (B, V)
     ) -> None: ...
 
+class ArrayData(Data):
+    def __init__(
+        self,
+        X: np.ndarray,          # const double[:, ::1] (N, n_in)
+        targets: np.ndarray | None = None,      # const double[:, ::1] (N, n_out)
+        classes: np.ndarray | None = None,      # const int64_t[::1] (N,)
+    ) -> None: ...
+    @property
+    def n_in(self) -> int: ...
+    @property
+    def n_out(self) -> int: ...
+    @property
+    def largest_class(self) -> int: ...
+    def predictions(
+        self,
+        indices: np.ndarray,    # const int64_t[::1]
+    ) -> int: ...
+    def fingerprint(self) -> int: ...
+
+class ArrayBatch(Batch):
+    def __init__(self, data: ArrayData) -> None: ...
+    def take(
+        self,
+        indices: np.ndarray,    # const int64_t[::1] (rows,)
+        total: float,
+    ) -> None: ...
+
+class MLP(Model):
+    def __init__(
+        self,
+        params: np.ndarray,     # const double[::1] (size,)
+        grads: np.ndarray,      # double[::1], as long
+        widths: list[int],
+        tanh: bool,
+        cross_entropy: bool,
+    ) -> None: ...
+    @property
+    def depth(self) -> int: ...
+    def predict(
+        self,
+        batch: ArrayBatch,
+        out: np.ndarray,        # double[:, ::1] (N, n_out)
+    ) -> None: ...
+
 class Optimizer:
     t: int
     def __init__(
