@@ -48,6 +48,7 @@ class Trainer:
         self.history = None
         self.stop_reason = None
         self.total_steps = None
+        self.notes = {}             # anything JSON-able, saved with the checkpoint
         self._run = None            # the last fit, for resume
         self.loop = _core.variant.Loop(model.make_core(), self.optimizer.bind(model))
         self._stage = READY
@@ -288,7 +289,8 @@ class Trainer:
             "optimizer": {"class": type(optimizer).__name__, "t": optimizer.t, **optimizer.config},
             "schedule": getattr(self.schedule, "spec", None),
             "tokenizer": None if self.tokenizer is None else self.tokenizer.to_dict(),
-            "clip_norm": self.clip_norm, "grad_accum": self.grad_accum, "steps": self.steps, "run": None,
+            "clip_norm": self.clip_norm, "grad_accum": self.grad_accum, "steps": self.steps,
+            "notes": self.notes, "run": None,
         }
         if self._run is not None:
             run_arrays, meta["run"] = self._run.to_arrays()
@@ -321,7 +323,7 @@ class Trainer:
             for prefix, params in {"params": model.params, **optimizer.flats}.items():
                 for name in params:
                     params[name] = arrays.pop(f"{prefix}/{name}")
-            optimizer.t, trainer.steps = t, meta["steps"]
+            optimizer.t, trainer.steps, trainer.notes = t, meta["steps"], meta["notes"]
             run_arrays = {name.removeprefix("run/"): arrays.pop(name) for name in list(arrays) if name[:4] == "run/"}
             if meta["run"] is not None:
                 trainer._run = Run.from_arrays(run_arrays, meta["run"])
