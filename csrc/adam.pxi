@@ -31,27 +31,43 @@ cdef AdamStep adam_scalars(double lr, double beta1, double beta2, double eps, in
     return c
 
 
-cdef void adam_update(double *grad, double *param, double *m, double *v, Py_ssize_t n, const AdamStep *step,
+cdef void adam_update(double *grad, double *param, double *m, double *v, Py_ssize_t n, const AdamStep *c,
                       bint zero_grad) noexcept nogil:
-    """One Adam step over n values.
+    """One Adam step over n values, eight at a time; the last few go through padded copies, to the same bits.
 
-    One division and one square root a value, with the bias corrections hoisted into two scalars: these
-    two instructions bound the loop in cache, memory bounds it beyond (56 bytes a value with zero_grad, 48 else).
+    One square root and one division a value, with the bias corrections hoisted into two scalars: these two bound the
+    loop in cache, memory bounds it beyond (56 bytes a value: four streams in and three out; 64 with zero_grad).
     """
-    cdef Py_ssize_t i
-    cdef double g, mi, vi
-    cdef AdamStep c = step[0]
-    for i in range(n):
-        g = grad[i] * c.grad_scale + c.l2 * param[i]
-        mi = c.beta1 * m[i] + (1.0 - c.beta1) * g
-        vi = c.beta2 * v[i] + (1.0 - c.beta2) * (g * g)
-        mi = 0.0 if fabs(mi) < TINY else mi      # this way round NaN stays NaN
-        vi = 0.0 if vi < TINY else vi
-        m[i] = mi
-        v[i] = vi
-        param[i] = param[i] * c.keep - c.step_size * mi / (sqrt(vi) * c.v_scale + c.eps)
+    cdef v8 beta1 = v8_set(c.beta1), beta2 = v8_set(c.beta2)
+    cdef v8 gain1 = v8_set(1.0 - c.beta1), gain2 = v8_set(1.0 - c.beta2)
+    cdef v8 grad_scale = v8_set(c.grad_scale), l2 = v8_set(c.l2), keep = v8_set(c.keep)
+    cdef v8 step = v8_set(-c.step_size), v_scale = v8_set(c.v_scale), eps = v8_set(c.eps)
+    cdef v8 p, g, mi, vi
+    cdef Py_ssize_t i = 0, left
+    cdef double[4][8] last
+    while i + 8 <= n:
+        p = v8_load(param + i)
+        g = v8_fma(l2, p, v8_mul(v8_load(grad + i), grad_scale))
+        mi = v8_flush(v8_fma(beta1, v8_load(m + i), v8_mul(gain1, g)), TINY)
+        vi = v8_flush(v8_fma(beta2, v8_load(v + i), v8_mul(gain2, v8_mul(g, g))), TINY)
+        v8_store(m + i, mi)
+        v8_store(v + i, vi)
+        v8_store(param + i, v8_fma(step, v8_ratio(mi, v8_fma(v8_sqrt(vi), v_scale, eps)), v8_mul(p, keep)))
         if zero_grad:
-            grad[i] = 0.0
+            v8_store(grad + i, v8_set(0.0))
+        i += 8
+    left = (n - i) * 8
+    if left:
+        memset(last, 0, sizeof(last))
+        memcpy(last[0], grad + i, left)
+        memcpy(last[1], param + i, left)
+        memcpy(last[2], m + i, left)
+        memcpy(last[3], v + i, left)
+        adam_update(last[0], last[1], last[2], last[3], 8, c, zero_grad)
+        memcpy(grad + i, last[0], left)
+        memcpy(param + i, last[1], left)
+        memcpy(m + i, last[2], left)
+        memcpy(v + i, last[3], left)
 
 
 cdef void adam_run(double *grad, double *param, double *m, double *v, Py_ssize_t n, const AdamStep *c,

@@ -85,9 +85,10 @@ cdef class Loop:
                 losses[s] = loss
                 norm = norm2(self.model.grads, self.model.size, self.partial.data) if finite else loss
                 norms[s] = norm
-                if not isfinite(norm):
-                    break
                 scale = clip_norm / norm if norm > clip_norm else 1.0
+                # Not only the norm: Adam squares the gradient.
+                if not isfinite(norm * scale * norm * scale):
+                    break
                 self.optimizer.update(lrs[s], scale, True)
                 s += 1
         self.loss, self.norm = loss, norm

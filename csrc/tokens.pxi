@@ -44,6 +44,7 @@ cdef class TokenData(Data):
     cdef const int64_t[::1] starts
     cdef readonly Py_ssize_t block_size
     cdef readonly Py_ssize_t n_ids          # all ids are below this
+    cdef object checksum
     def __init__(self, const int32_t[::1] ids not None, const int64_t[::1] starts, Py_ssize_t block_size):
         cdef Py_ssize_t i
         for i in range(ids.shape[0]):
@@ -69,7 +70,9 @@ cdef class TokenData(Data):
             self.longest = max(self.longest, self.length(i))
 
     def fingerprint(self):
-        return crc32(b"windows" if self.windows else self.starts, crc32(self.ids, self.block_size))
+        if self.checksum is None:
+            self.checksum = crc32(b"windows" if self.windows else self.starts, crc32(self.ids, self.block_size))
+        return self.checksum
 
     def predictions(self, const int64_t[::1] indices not None):
         cdef Py_ssize_t i, total = 0

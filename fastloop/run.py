@@ -79,8 +79,8 @@ class Run:
             while (done := trainer.steps - self.start) < self.steps and trainer.stop_reason is None:
                 count = 1 if every_step or (log_every and done == 0) else min(chunk, self.steps - done)
                 count = min([count, *(n - done % n for n in pauses)])
-                steps = range(trainer.steps, trainer.steps + count)
-                lrs = np.array([trainer.optimizer.lr * schedule(step - origin) for step in steps], np.float64)
+                steps, lr = range(trainer.steps - origin, trainer.steps - origin + count), trainer.optimizer.lr
+                lrs = np.array([lr * schedule(step) for step in steps], np.float64)
                 losses, norms = np.empty(count), np.empty(count)
                 indices, splits = self.sampler.take(done, count)
                 before = time.perf_counter()

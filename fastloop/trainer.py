@@ -129,8 +129,8 @@ class Trainer:
             why = "these gradients have been used" if self._stage == STEPPED else "there are no new gradients"
             raise OrderError(f"step() was called after {self._stage}, expected backward(): {why}")
         lr = self._lr()
-        if self._stage == BACKWARD:
-            self._finish_gradient()
+        if self._stage == BACKWARD and not isfinite((norm := self._finish_gradient()) * norm):
+            self.diverged(self.loop.loss * self.grad_accum, norm)       # Adam squares it
         self.loop.step(lr)
         self._norms = self._norms[-4:] + [self.loop.norm]
         self.steps += 1
@@ -165,7 +165,7 @@ class Trainer:
             except ValueError:      # a schedule without a length: the message can do without it
                 lr = float("nan")
         norms = self._norms if norms is None else norms
-        what = f"the loss is {loss}" if not isfinite(loss) else f"the gradient norm is {norm}"
+        what = f"the loss is {loss}" if not isfinite(loss) else f"the gradient norm is {norm:.3g}"
         before = ", ".join(f"{x:.3g}" for x in norms) or "none"
         raise DivergenceError(
             f"step {self.steps}: {what} (lr {lr:.3g}, norms of the steps before: {before}); the parameters are as they "
