@@ -64,10 +64,11 @@ cdef void adam_update(double *grad, double *param, double *m, double *v, Py_ssiz
         memcpy(last[2], m + i, left)
         memcpy(last[3], v + i, left)
         adam_update(last[0], last[1], last[2], last[3], 8, c, zero_grad)
-        memcpy(grad + i, last[0], left)
         memcpy(param + i, last[1], left)
         memcpy(m + i, last[2], left)
         memcpy(v + i, last[3], left)
+        if zero_grad:
+            memset(grad + i, 0, left)
 
 
 cdef void adam_run(double *grad, double *param, double *m, double *v, Py_ssize_t n, const AdamStep *c,
