@@ -29,7 +29,8 @@ cdef struct Layer:
     double *dwo
     double *dfc1
     double *dfc2
-    # What forward leaves for backward: in panels, and in rows too where a weight's gradient needs them.
+    # What forward leaves for backward: in panels, and where a weight's gradient needs them in strips of
+    # eight features too, so that linear_dw reads them in the order of memory.
     double *y1              # (P, D, 8) rmsnorm(x)
     double *s1              # (P, 8) its scale
     double *qkv             # (P, 3 D, 8)
@@ -38,10 +39,10 @@ cdef struct Layer:
     double *y2              # (P, D, 8) rmsnorm(x) before the MLP
     double *s2              # (P, 8)
     double *h               # (P, 4 D, 8) relu(fc1 y2)
-    double *y1_rows         # (N, ld)
-    double *a_rows          # (N, ld)
-    double *y2_rows         # (N, ld)
-    double *h_rows          # (N, ld4)
+    double *y1_strips       # (D / 8, N, 8) the same in strips
+    double *a_strips        # (D / 8, N, 8)
+    double *y2_strips       # (D / 8, N, 8)
+    double *h_strips        # (4 D / 8, N, 8)
 
 
 cdef inline double *carve(double **free, Py_ssize_t n) noexcept nogil:
@@ -55,7 +56,8 @@ cdef class GPT(LanguageModel):
     cdef readonly Py_ssize_t n_layer, n_head
     cdef Py_ssize_t size_head           # D / n_head
     cdef Py_ssize_t keys                # panels of keys that a panel of queries may look at
-    cdef Py_ssize_t ld4                 # stride of h_rows
+    cdef Py_ssize_t strip               # values in a strip: eight for each token that there is room for
+    cdef double *packed                 # the weights of a layer as pack_columns leaves them, fc2, fc1, wo and wqkv
     cdef Buffer layer_table, body
     cdef Layer *layers                  # (n_layer,)
     cdef double *y0                     # (P, D, 8) rmsnorm of the embeddings
@@ -79,7 +81,6 @@ cdef class GPT(LanguageModel):
         LanguageModel.__init__(self, params, grads, V, D, T, n_layer * 12 * D * D)
         self.n_layer, self.n_head, self.size_head = n_layer, n_head, D // n_head
         self.keys = tiles(T - 1, 8) + 1
-        self.ld4 = padded(4 * D)
         self.layer_table, self.body, self.cache, self.scratch = Buffer(), Buffer(), Buffer(), Buffer()
         self.layer_table.reserve(n_layer * (sizeof(Layer) // 8))
         self.layers = <Layer *>self.layer_table.data
@@ -97,11 +98,12 @@ cdef class GPT(LanguageModel):
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
         cdef Py_ssize_t N = round8(predictions), P = N // 8, D = self.D, l
         cdef Py_ssize_t weights = P * self.n_head * self.keys * 64
+        cdef Py_ssize_t D8 = round8(D), H8 = round8(4 * D)
         cdef double *free
         cdef Layer *layer
         LanguageModel.bind(self, batch, predictions)
-        self.body.reserve(N * (13 * D + 1 + self.n_head)
-                          + self.n_layer * (N * (10 * D + 2 + 3 * self.ld + self.ld4) + weights))
+        self.body.reserve(N * (13 * D + 1 + self.n_head) + 12 * D * D + 9 * 8 * D
+                          + self.n_layer * (N * (10 * D + 2 + 3 * D8 + H8) + weights))
         free = self.body.data
         self.y0 = carve(&free, N * D)
         self.s0 = carve(&free, N)
@@ -113,6 +115,8 @@ cdef class GPT(LanguageModel):
         self.da = carve(&free, N * D)
         self.sums = carve(&free, N * self.n_head)
         self.dqkv = carve(&free, 3 * N * D)
+        self.packed = carve(&free, 12 * D * D + 9 * 8 * D)
+        self.strip = 8 * N
         for l in range(self.n_layer):
             layer = &self.layers[l]
             layer.y1 = carve(&free, N * D)
@@ -123,10 +127,10 @@ cdef class GPT(LanguageModel):
             layer.y2 = carve(&free, N * D)
             layer.s2 = carve(&free, N)
             layer.h = carve(&free, 4 * N * D)
-            layer.y1_rows = carve(&free, N * self.ld)
-            layer.a_rows = carve(&free, N * self.ld)
-            layer.y2_rows = carve(&free, N * self.ld)
-            layer.h_rows = carve(&free, N * self.ld4)
+            layer.y1_strips = carve(&free, N * D8)
+            layer.a_strips = carve(&free, N * D8)
+            layer.y2_strips = carve(&free, N * D8)
+            layer.h_strips = carve(&free, N * H8)
         return 0
 
     cdef double forward(self) noexcept nogil:
@@ -141,11 +145,30 @@ cdef class GPT(LanguageModel):
         self.head_backward()
         for i in range(self.n_layer):
             l = self.n_layer - 1 - i
+            self.pack(&self.layers[l])
             self.over_panels(MLP_BACKWARD, l)
             self.over_panels(ATTENTION_BACKWARD, l)
             self.weight_gradients(l)
             self.dout, self.din = self.din, self.dout
         self.scatter_embeddings()
+
+    cdef bint packs(self) noexcept nogil:
+        """Whether packing pays: narrow weights lie in the L1 cache as they are."""
+        return self.tokens.N > 24 and self.D >= 64
+
+    cdef void pack(self, Layer *layer) noexcept nogil:
+        """The layer's weights as linear_dx reads them best."""
+        cdef Py_ssize_t D = self.D
+        cdef int threads = threads_for(24 * D * D), i
+        if not self.packs():
+            return
+        for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            pack_columns(layer.fc2, D, 4 * D, share(4 * D, i, threads), share(4 * D, i + 1, threads), self.packed)
+            pack_columns(layer.fc1, 4 * D, D, share(D, i, threads), share(D, i + 1, threads),
+                         self.packed + D * (4 * D + 8))
+            pack_columns(layer.wo, D, D, share(D, i, threads), share(D, i + 1, threads), self.packed + D * (8 * D + 40))
+            pack_columns(layer.wqkv, 3 * D, D, share(D, i, threads), share(D, i + 1, threads),
+                         self.packed + D * (9 * D + 48))
 
     cdef void over_panels(self, int phase, Py_ssize_t l) noexcept nogil:
         """One phase of layer l, the panels shared among threads where there are enough of them."""
@@ -198,7 +221,7 @@ cdef class GPT(LanguageModel):
         cdef Py_ssize_t D = self.D, p
         for p in range(first, first + n):
             rmsnorm_forward(self.x_panels + 8 * p * D, D, layer.y1 + 8 * p * D, layer.s1 + 8 * p)
-            self.to_rows(layer.y1, p, D, layer.y1_rows, self.ld)
+            transpose_strips(layer.y1 + 8 * p * D, D, layer.y1_strips + 64 * p, self.strip)
         p = 8 * first * D
         linear_forward(layer.wqkv, 3 * D, D, layer.y1 + p, layer.qkv + 3 * p, n, False, parallel)
 
@@ -212,17 +235,17 @@ cdef class GPT(LanguageModel):
                 qkv = layer.qkv + head
                 attention_forward(self.tokens, p, qkv + 24 * p * D, qkv + 8 * D, qkv + 16 * D, 24 * D, size,
                                   layer.p + (p * self.n_head + i) * self.keys * 64, layer.a + 8 * p * D + head)
-            self.to_rows(layer.a, p, D, layer.a_rows, self.ld)
+            transpose_strips(layer.a + 8 * p * D, D, layer.a_strips + 64 * p, self.strip)
         p = 8 * first * D
         linear_forward(layer.wo, D, D, layer.a + p, self.x_panels + p, n, True, parallel)
         for p in range(first, first + n):
             rmsnorm_forward(self.x_panels + 8 * p * D, D, layer.y2 + 8 * p * D, layer.s2 + 8 * p)
-            self.to_rows(layer.y2, p, D, layer.y2_rows, self.ld)
+            transpose_strips(layer.y2 + 8 * p * D, D, layer.y2_strips + 64 * p, self.strip)
         p = 8 * first * D
         linear_forward(layer.fc1, 4 * D, D, layer.y2 + p, layer.h + 4 * p, n, False, parallel)
         for p in range(first, first + n):
             relu_forward(layer.h + 32 * p * D, 4 * D)
-            self.to_rows(layer.h, p, 4 * D, layer.h_rows, self.ld4)
+            transpose_strips(layer.h + 32 * p * D, 4 * D, layer.h_strips + 64 * p, self.strip)
         p = 8 * first * D
         linear_forward(layer.fc2, D, 4 * D, layer.h + 4 * p, self.x_panels + p, n, True, parallel)
 
@@ -230,18 +253,19 @@ cdef class GPT(LanguageModel):
         """From the gradient of the layer's output to that of what attention gives, n panels."""
         cdef Layer *layer = &self.layers[l]
         cdef Py_ssize_t D = self.D, p, i
+        cdef bint packs = self.packs()
         if l + 1 == self.n_layer:
             for p in range(first, first + n):
                 transpose_rows(self.dx + 8 * p * self.ld, self.ld, min(self.tokens.N - 8 * p, 8), D, self.dout + 8 * p * D)
         p = 8 * first * D
-        linear_dx(layer.fc2, D, 4 * D, self.dout + p, self.dh + 4 * p, n, parallel)
+        linear_dx(layer.fc2, self.packed if packs else NULL, D, 4 * D, self.dout + p, self.dh + 4 * p, n, parallel)
         relu_backward(self.dh + 4 * p, layer.h + 4 * p, 4 * D * n)
-        linear_dx(layer.fc1, 4 * D, D, self.dh + 4 * p, self.dy + p, n, parallel)
+        linear_dx(layer.fc1, self.packed + D * (4 * D + 8) if packs else NULL, 4 * D, D, self.dh + 4 * p, self.dy + p, n, parallel)
         for p in range(first, first + n):
             i = 8 * p * D
             rmsnorm_backward(self.dy + i, layer.y2 + i, layer.s2 + 8 * p, D, self.dout + i, self.dmid + i)
         p = 8 * first * D
-        linear_dx(layer.wo, D, D, self.dmid + p, self.da + p, n, parallel)
+        linear_dx(layer.wo, self.packed + D * (8 * D + 40) if packs else NULL, D, D, self.dmid + p, self.da + p, n, parallel)
         for p in range(first, first + n):
             for i in range(self.n_head):
                 panel_dot(self.da + 8 * (p * D + i * self.size_head), layer.a + 8 * (p * D + i * self.size_head),
@@ -251,6 +275,7 @@ cdef class GPT(LanguageModel):
         """From the gradient of what attention gives to that of the layer's input, n panels."""
         cdef Layer *layer = &self.layers[l]
         cdef Py_ssize_t D = self.D, H = self.n_head, size = self.size_head, P = tiles(self.tokens.N, 8), p, i, head
+        cdef bint packs = self.packs()
         cdef double *qkv
         cdef double *dqkv
         cdef double *weights
@@ -265,7 +290,7 @@ cdef class GPT(LanguageModel):
                 attention_dkv(self.tokens, p, P, qkv, self.da + head, 24 * D, 8 * D, qkv + 24 * p * D + 16 * D, size,
                               weights, H * self.keys * 64, self.sums + 8 * i, 8 * H, dqkv + 8 * D, dqkv + 16 * D)
         p = 8 * first * D
-        linear_dx(layer.wqkv, 3 * D, D, self.dqkv + 3 * p, self.dy + p, n, parallel)
+        linear_dx(layer.wqkv, self.packed + D * (9 * D + 48) if packs else NULL, 3 * D, D, self.dqkv + 3 * p, self.dy + p, n, parallel)
         for p in range(first, first + n):
             i = 8 * p * D
             rmsnorm_backward(self.dy + i, layer.y1 + i, layer.s1 + 8 * p, D, self.dmid + i, self.din + i)
@@ -284,12 +309,12 @@ cdef class GPT(LanguageModel):
     cdef void weight_gradients_share(self, Layer *layer, int i, int threads) noexcept nogil:
         """Thread i's rows of each weight's gradient, over all tokens in order."""
         cdef Py_ssize_t D = self.D, N = self.tokens.N, first = share(D, i, threads), last = share(D, i + 1, threads)
-        linear_dw(self.dqkv, 3 * D, share(3 * D, i, threads), share(3 * D, i + 1, threads), N, layer.y1_rows, self.ld, D,
+        linear_dw(self.dqkv, 3 * D, share(3 * D, i, threads), share(3 * D, i + 1, threads), N, layer.y1_strips, self.strip, D,
                   layer.dwqkv)
-        linear_dw(self.dmid, D, first, last, N, layer.a_rows, self.ld, D, layer.dwo)
-        linear_dw(self.dh, 4 * D, share(4 * D, i, threads), share(4 * D, i + 1, threads), N, layer.y2_rows, self.ld, D,
+        linear_dw(self.dmid, D, first, last, N, layer.a_strips, self.strip, D, layer.dwo)
+        linear_dw(self.dh, 4 * D, share(4 * D, i, threads), share(4 * D, i + 1, threads), N, layer.y2_strips, self.strip, D,
                   layer.dfc1)
-        linear_dw(self.dout, D, first, last, N, layer.h_rows, self.ld4, 4 * D, layer.dfc2)
+        linear_dw(self.dout, D, first, last, N, layer.h_strips, self.strip, 4 * D, layer.dfc2)
 
     def generate_step(self, const int64_t[::1] tokens not None, Py_ssize_t position, double[:, ::1] logits not None):
         """logits (B, V) of what follows `tokens` (B,), the ids at `position` of up to eight documents side by side.

@@ -4,11 +4,9 @@
 # at hand.  With few panels the rows are what the threads share.
 
 # Rows of W at a time in linear_forward, so that with 256 columns they are 64 KiB of L2 while the panels go past.
-# In linear_dx W is read down its columns: where a row is a power of two long, more rows than the L1 cache has ways
-# evict each other.  In linear_dw, tokens at a time: their rows of x stay in L2 while W goes past.
+# Tokens at a time in linear_dw: their strips of x stay in L2 while W goes past.
 cdef enum:
     FORWARD_ROWS = 32
-    DX_ROWS = 16
     DW_TOKENS = 128
 
 
@@ -33,42 +31,77 @@ cdef void linear_forward_rows(const double *W, Py_ssize_t first, Py_ssize_t last
                    accumulate)
 
 
-cdef void linear_dx(const double *W, Py_ssize_t out, Py_ssize_t D, const double *dy, double *dx, Py_ssize_t panels,
-                    bint parallel) noexcept nogil:
-    """dx (panels, D, 8) = W^T dy, of dy (panels, out, 8)."""
+cdef void linear_dx(const double *W, const double *packed, Py_ssize_t out, Py_ssize_t D, const double *dy, double *dx,
+                    Py_ssize_t panels, bint parallel) noexcept nogil:
+    """dx (panels, D, 8) = W^T dy, of dy (panels, out, 8); packed is what pack_columns made of W, or NULL."""
     cdef int threads = threads_for(16 * panels * out * D) if parallel else 1, i
     if threads == 1:
-        linear_dx_columns(W, out, 0, D, D, dy, dx, panels)
+        linear_dx_columns(W, packed, out, 0, D, D, dy, dx, panels)
         return
     for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-        linear_dx_columns(W, out, share(D, i, threads), share(D, i + 1, threads), D, dy, dx, panels)
+        linear_dx_columns(W, packed, out, share(D, i, threads), share(D, i + 1, threads), D, dy, dx, panels)
 
 
-cdef void linear_dx_columns(const double *W, Py_ssize_t out, Py_ssize_t first, Py_ssize_t last, Py_ssize_t D,
-                            const double *dy, double *dx, Py_ssize_t panels) noexcept nogil:
-    cdef Py_ssize_t block, k, p
-    for block in range(tiles(out, DX_ROWS)):
-        k = block * DX_ROWS
+cdef void linear_dx_columns(const double *W, const double *packed, Py_ssize_t out, Py_ssize_t first, Py_ssize_t last,
+                            Py_ssize_t D, const double *dy, double *dx, Py_ssize_t panels) noexcept nogil:
+    # W as it is gets read down its columns: where a row is long, few rows at a time, or they evict each other.
+    cdef Py_ssize_t rows = 256 if D <= 128 else 16, block, i_block, i_tile, i, k, p
+    if packed == NULL:
+        for block in range(tiles(out, rows)):
+            k = block * rows
+            for p in range(panels):
+                matmul(last - first, 8, min(out - k, rows), W + k * D + first, 1, D, 8 * D, dy + 8 * (p * out + k), 8,
+                       dx + 8 * (p * D + first), 8, k > 0)
+        return
+    for i_block in range(tiles(last - first, 32)):
+        block = first + 32 * i_block
         for p in range(panels):
-            matmul(last - first, 8, min(out - k, DX_ROWS), W + k * D + first, 1, D, 8 * D, dy + 8 * (p * out + k), 8,
-                   dx + 8 * (p * D + first), 8, k > 0)
+            for i_tile in range(tiles(min(last - block, 32), FL_ROWS)):
+                i = block + i_tile * FL_ROWS
+                matmul(min(last - i, FL_ROWS), 8, out, packed + i * out, 1, FL_ROWS, 8 * FL_ROWS, dy + 8 * p * out, 8,
+                       dx + 8 * (p * D + i), 8, False)
+
+
+cdef void pack_columns(const double *W, Py_ssize_t out, Py_ssize_t D, Py_ssize_t first, Py_ssize_t last,
+                       double *packed) noexcept nogil:
+    """W (out, D) in strips of a tile's columns, (columns first..last / FL_ROWS, out, FL_ROWS), for linear_dx to read
+    in the order of memory.  It costs about as much as two or three panels win."""
+    cdef Py_ssize_t i_tile, i, k, r
+    for i_tile in range(tiles(last - first, FL_ROWS)):
+        i = first + i_tile * FL_ROWS
+        for k in range(out):
+            for r in range(min(last - i, FL_ROWS)):
+                packed[i * out + k * FL_ROWS + r] = W[k * D + i + r]
 
 
 cdef void linear_dw(const double *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize_t last, Py_ssize_t N,
-                    const double *x, Py_ssize_t ldx, Py_ssize_t D, double *dW) noexcept nogil:
-    """Rows first..last of dW (out, D) += dy^T x over N tokens in order, of dy in panels and x (N, ldx) in rows.
+                    const double *x, Py_ssize_t stride, Py_ssize_t D, double *dW) noexcept nogil:
+    """Rows first..last of dW (out, D) += dy^T x over N tokens in order, of dy in panels and x in strips.
 
-    dW is walked row by row, so that a large one streams through the cache once.
+    dW is walked row by row, so that a large one streams through the cache once.  The panels' rows for a tile are
+    first copied together: where they lie apart by a power of two they would evict each other.
     """
-    cdef Py_ssize_t block, i_tile, i, n
+    cdef Py_ssize_t block, i_tile, i, j, n, p, rows, tokens, panel
+    cdef double[DW_TOKENS * FL_ROWS] together
+    cdef const double *A
     for block in range(tiles(N, DW_TOKENS)):
         n = block * DW_TOKENS
+        tokens = min(N - n, DW_TOKENS)
         for i_tile in range(tiles(last - first, FL_ROWS)):
             i = first + i_tile * FL_ROWS
-            matmul(min(last - i, FL_ROWS), D, min(N - n, DW_TOKENS), dy + n * out + 8 * i, 8, 1, 8 * out,
-                   x + n * ldx, ldx, dW + i * D, D, True)
+            rows = min(last - i, FL_ROWS)
+            A = dy + n * out + 8 * i
+            panel = 8 * out
+            if tokens > 8:
+                for p in range(tiles(tokens, 8)):
+                    memcpy(together + 8 * FL_ROWS * p, A + p * panel, rows * 64)
+                A = together
+                panel = 8 * FL_ROWS
+            for j in range(0, D, 8):
+                tile_columns(min(D - j, 8), rows, tokens, A, 8, 1, panel, x + (j >> 3) * stride + 8 * n, 8,
+                             dW + i * D + j, D, True)
 
 
 cdef inline Py_ssize_t share(Py_ssize_t n, int i, int threads) noexcept nogil:
-    """Where the share of thread i begins: n cut into whole tiles of eight."""
-    return n if i == threads else (n * i // threads) & ~<Py_ssize_t>7
+    """Where the share of thread i begins: n cut into whole tiles, of any instruction set."""
+    return n if i == threads else n * i // threads // 24 * 24

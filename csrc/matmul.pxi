@@ -5,6 +5,24 @@ cdef enum:
     K_BLOCK = 256
 
 
+cdef inline void tile_columns(Py_ssize_t columns, Py_ssize_t rows, Py_ssize_t K, const double *A, Py_ssize_t a_row,
+                              Py_ssize_t a_col, Py_ssize_t a_block, const double *B, Py_ssize_t ldb, double *C,
+                              Py_ssize_t ldc, bint accumulate) noexcept nogil:
+    """fl_tile, of which only `columns` columns of C may be written."""
+    cdef double edge[8 * 8]
+    cdef Py_ssize_t r
+    if columns == 8:
+        fl_tile(rows, K, A, a_row, a_col, a_block, B, ldb, C, ldc, accumulate)
+        return
+    memset(edge, 0, sizeof(edge))
+    if accumulate:
+        for r in range(rows):
+            memcpy(edge + 8 * r, C + r * ldc, columns * 8)
+    fl_tile(rows, K, A, a_row, a_col, a_block, B, ldb, edge, 8, accumulate)
+    for r in range(rows):
+        memcpy(C + r * ldc, edge + 8 * r, columns * 8)
+
+
 cdef void matmul(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
                  const double *A, Py_ssize_t a_row, Py_ssize_t a_col, Py_ssize_t a_block,
                  const double *B, Py_ssize_t ldb, double *C, Py_ssize_t ldc, bint accumulate) noexcept nogil:
@@ -14,61 +32,56 @@ cdef void matmul(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
     i a_row + (k // 8) a_block + (k % 8) a_col (for a plain matrix a_block is 8 a_col).  B is read eight columns at a
     time: its rows must be readable up to a multiple of eight.  The sum over k goes in order, from C on.
     """
-    cdef Py_ssize_t i, j, k, r, rows, depth, columns, i_tile, k_tile
-    cdef double edge[8 * 8]
-    cdef bint add
+    cdef Py_ssize_t i, j, k, i_tile, k_tile
     for k_tile in range(tiles(K, K_BLOCK)):
         k = k_tile * K_BLOCK
-        depth = min(K - k, K_BLOCK)
-        add = accumulate or k > 0
         for j in range(0, N, 8):
-            columns = min(N - j, 8)
             for i_tile in range(tiles(M, FL_ROWS)):
                 i = i_tile * FL_ROWS
-                rows = min(M - i, FL_ROWS)
-                if columns == 8:
-                    fl_tile(rows, depth, A + i * a_row + (k >> 3) * a_block, a_row, a_col, a_block,
-                            B + k * ldb + j, ldb, C + i * ldc + j, ldc, add)
-                    continue
-                # The last columns of a row that is no multiple of eight: on a copy, so as not to write past them.
-                memset(edge, 0, sizeof(edge))
-                if add:
-                    for r in range(rows):
-                        memcpy(edge + 8 * r, C + (i + r) * ldc + j, columns * 8)
-                fl_tile(rows, depth, A + i * a_row + (k >> 3) * a_block, a_row, a_col, a_block,
-                        B + k * ldb + j, ldb, edge, 8, add)
-                for r in range(rows):
-                    memcpy(C + (i + r) * ldc + j, edge + 8 * r, columns * 8)
+                tile_columns(min(N - j, 8), min(M - i, FL_ROWS), min(K - k, K_BLOCK),
+                             A + i * a_row + (k >> 3) * a_block, a_row, a_col, a_block, B + k * ldb + j, ldb,
+                             C + i * ldc + j, ldc, accumulate or k > 0)
 
 
 cdef void transpose_rows(const double *x, Py_ssize_t ldx, Py_ssize_t tokens, Py_ssize_t D,
                          double *panel) noexcept nogil:
     """panel (D, 8) = x (tokens, D) turned round, tokens <= 8; the lanes past the last token are zeroed."""
-    cdef Py_ssize_t d, t
-    cdef double[8] line
+    cdef Py_ssize_t d = 0, t
     if tokens == 8:
-        # Eight streams read side by side and each line written at once; through `line`, since x and panel might overlap
-        # for all that the compiler knows.
-        for d in range(D):
-            for t in range(8):
-                line[t] = x[t * ldx + d]
-            v8_store(panel + 8 * d, v8_load(line))
-        return
-    for t in range(tokens):
-        for d in range(D):
-            panel[8 * d + t] = x[t * ldx + d]
-    for t in range(tokens, 8):
-        for d in range(D):
-            panel[8 * d + t] = 0.0
+        while d + 8 <= D:
+            fl_transpose(x + d, ldx, panel + 8 * d, 8)
+            d += 8
+    while d < D:
+        for t in range(8):
+            panel[8 * d + t] = x[t * ldx + d] if t < tokens else 0.0
+        d += 1
 
 
 cdef void transpose_panel(const double *panel, Py_ssize_t tokens, Py_ssize_t D, double *x,
                           Py_ssize_t ldx) noexcept nogil:
     """x (tokens, D) = panel (D, 8) turned round, tokens <= 8."""
-    cdef Py_ssize_t d, t
-    for t in range(tokens):
-        for d in range(D):
+    cdef Py_ssize_t d = 0, t
+    if tokens == 8:
+        while d + 8 <= D:
+            fl_transpose(panel + 8 * d, 8, x + d, ldx)
+            d += 8
+    while d < D:
+        for t in range(tokens):
             x[t * ldx + d] = panel[8 * d + t]
+        d += 1
+
+
+cdef void transpose_strips(const double *panel, Py_ssize_t D, double *strips, Py_ssize_t stride) noexcept nogil:
+    """The panel's tokens in strips of eight features, (D / 8, 8 tokens, 8), each `stride` from the one before."""
+    cdef Py_ssize_t d = 0, i, t
+    while d + 8 <= D:
+        fl_transpose(panel + 8 * d, 8, strips + (d >> 3) * stride, 8)
+        d += 8
+    if d < D:
+        strips += (d >> 3) * stride
+        for t in range(8):
+            for i in range(8):
+                strips[8 * t + i] = panel[8 * (d + i) + t] if d + i < D else 0.0
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t D) noexcept nogil:

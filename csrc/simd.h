@@ -254,6 +254,25 @@ FL_INLINE v8 v8_tanh(v8 x) {
     v8 u = v8_fma(p, scale, v8_sub(scale, v8_set(1.0)));
     v8 t = v8_div(u, v8_sub(u, minus_two));
     return v8_where_less(x, zero, t, v8_sub(zero, t));
+/* out (8, 8) = in (8, 8) turned round; rows lie ldi and ldo values apart. */
+FL_INLINE void fl_transpose(const double *in, ptrdiff_t ldi, double *out, ptrdiff_t ldo) {
+#if defined(__AVX2__) && defined(__GNUC__)
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 8; j += 4) {        /* four blocks of 4 x 4, each in eight shuffles */
+            const __m256d a = _mm256_loadu_pd(in + i * ldi + j), b = _mm256_loadu_pd(in + (i + 1) * ldi + j);
+            const __m256d c = _mm256_loadu_pd(in + (i + 2) * ldi + j), d = _mm256_loadu_pd(in + (i + 3) * ldi + j);
+            const __m256d ab0 = _mm256_unpacklo_pd(a, b), ab1 = _mm256_unpackhi_pd(a, b);
+            const __m256d cd0 = _mm256_unpacklo_pd(c, d), cd1 = _mm256_unpackhi_pd(c, d);
+            _mm256_storeu_pd(out + j * ldo + i, _mm256_permute2f128_pd(ab0, cd0, 0x20));
+            _mm256_storeu_pd(out + (j + 1) * ldo + i, _mm256_permute2f128_pd(ab1, cd1, 0x20));
+            _mm256_storeu_pd(out + (j + 2) * ldo + i, _mm256_permute2f128_pd(ab0, cd0, 0x31));
+            _mm256_storeu_pd(out + (j + 3) * ldo + i, _mm256_permute2f128_pd(ab1, cd1, 0x31));
+        }
+#else
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 8; j++)
+            out[j * ldo + i] = in[i * ldi + j];
+#endif
 }
 
 /* C[i, 0:8] = (C[i, 0:8] or 0) + sum over k of A[i, k] * B[k, 0:8], i < rows.
