@@ -28,7 +28,7 @@ cdef void attention_forward(const Tokens *b, Py_ssize_t panel, const double *q, 
     begin = v8_load(lower)
     end = v8_load(upper)
     for s in range(keys):
-        matmul(8, 8, size, k + (first + s) * stride, 1, 8, 64, q, 8, p + 64 * s, 8, False)
+        fl_tiles(8, 8, size, k + (first + s) * stride, 1, 8, 64, q, 8, 0, p + 64 * s, 8, False)
     # The first document's first key may stand inside its panel: nothing looks at those before it.
     start = 8 * panel - b.positions[8 * panel] - 8 * first
     memset(p, 0, 64 * start)
@@ -55,11 +55,11 @@ cdef void attention_dq(const Tokens *b, Py_ssize_t panel, const double *da, cons
     cdef v8 scale = v8_set(1.0 / sqrt(<double>size)), sum_ = v8_load(sums), x
     cdef double[64] ds
     for kp in range(first, panel + 1):
-        matmul(8, 8, size, v + kp * stride, 1, 8, 64, da, 8, ds, 8, False)
+        fl_tiles(8, 8, size, v + kp * stride, 1, 8, 64, da, 8, 0, ds, 8, False)
         for s in range(8):
             x = v8_mul(v8_sub(v8_load(ds + 8 * s), sum_), scale)
             v8_store(ds + 8 * s, v8_mul(x, v8_load(p + 64 * (kp - first) + 8 * s)))
-        matmul(size, 8, 8, k + kp * stride, 8, 1, 8, ds, 8, dq, 8, kp > first)
+        fl_tiles(size, 8, 8, k + kp * stride, 8, 1, 8, ds, 8, 0, dq, 8, kp > first)
 
 
 cdef void attention_dkv(const Tokens *b, Py_ssize_t panel, Py_ssize_t panels, const double *q, const double *da,
@@ -80,12 +80,12 @@ cdef void attention_dkv(const Tokens *b, Py_ssize_t panel, Py_ssize_t panels, co
         if first > panel:
             break
         transpose_panel(p + qp * p_stride + 64 * (panel - first), 8, 8, pt, 8)
-        matmul(8, 8, size, da + qp * da_stride, 1, 8, 64, v, 8, dst, 8, False)
+        fl_tiles(8, 8, size, da + qp * da_stride, 1, 8, 64, v, 8, 0, dst, 8, False)
         for t in range(8):
             x = v8_sub(v8_load(dst + 8 * t), v8_set(sums[qp * sums_stride + t]))
             v8_store(dst + 8 * t, v8_mul(v8_mul(x, scale), v8_load(pt + 8 * t)))
-        matmul(size, 8, 8, q + qp * stride, 8, 1, 8, dst, 8, dk, 8, qp > panel)
-        matmul(size, 8, 8, da + qp * da_stride, 8, 1, 8, pt, 8, dv, 8, qp > panel)
+        fl_tiles(size, 8, 8, q + qp * stride, 8, 1, 8, dst, 8, 0, dk, 8, qp > panel)
+        fl_tiles(size, 8, 8, da + qp * da_stride, 8, 1, 8, pt, 8, 0, dv, 8, qp > panel)
         qp += 1
 
 

@@ -81,7 +81,7 @@ cdef void linear_dw(const double *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize
     dW is walked row by row, so that a large one streams through the cache once.  The panels' rows for a tile are
     first copied together: where they lie apart by a power of two they would evict each other.
     """
-    cdef Py_ssize_t block, i_tile, i, j, n, p, rows, tokens, panel
+    cdef Py_ssize_t block, i_tile, i, n, p, rows, tokens, panel, whole = D & ~<Py_ssize_t>7
     cdef double[DW_TOKENS * FL_ROWS] together
     cdef const double *A
     for block in range(tiles(N, DW_TOKENS)):
@@ -97,9 +97,10 @@ cdef void linear_dw(const double *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize
                     memcpy(together + 8 * FL_ROWS * p, A + p * panel, rows * 64)
                 A = together
                 panel = 8 * FL_ROWS
-            for j in range(0, D, 8):
-                tile_columns(min(D - j, 8), rows, tokens, A, 8, 1, panel, x + (j >> 3) * stride + 8 * n, 8,
-                             dW + i * D + j, D, True)
+            fl_tiles(rows, whole, tokens, A, 8, 1, panel, x + 8 * n, 8, stride, dW + i * D, D, True)
+            if whole < D:
+                edge_tiles(D - whole, rows, tokens, A, 8, 1, panel, x + (whole >> 3) * stride + 8 * n, 8,
+                           dW + i * D + whole, D, True)
 
 
 cdef inline Py_ssize_t share(Py_ssize_t n, int i, int threads) noexcept nogil:

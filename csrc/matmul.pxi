@@ -5,22 +5,19 @@ cdef enum:
     K_BLOCK = 256
 
 
-cdef inline void tile_columns(Py_ssize_t columns, Py_ssize_t rows, Py_ssize_t K, const double *A, Py_ssize_t a_row,
-                              Py_ssize_t a_col, Py_ssize_t a_block, const double *B, Py_ssize_t ldb, double *C,
-                              Py_ssize_t ldc, bint accumulate) noexcept nogil:
-    """fl_tile, of which only `columns` columns of C may be written."""
+cdef void edge_tiles(Py_ssize_t columns, Py_ssize_t M, Py_ssize_t K, const double *A, Py_ssize_t a_row,
+                     Py_ssize_t a_col, Py_ssize_t a_block, const double *B, Py_ssize_t ldb, double *C,
+                     Py_ssize_t ldc, bint accumulate) noexcept nogil:
+    """The last columns of C, fewer than eight: on a copy, so as not to write past them."""
     cdef double edge[8 * 8]
-    cdef Py_ssize_t r
-    if columns == 8:
-        fl_tile(rows, K, A, a_row, a_col, a_block, B, ldb, C, ldc, accumulate)
-        return
-    memset(edge, 0, sizeof(edge))
-    if accumulate:
-        for r in range(rows):
-            memcpy(edge + 8 * r, C + r * ldc, columns * 8)
-    fl_tile(rows, K, A, a_row, a_col, a_block, B, ldb, edge, 8, accumulate)
-    for r in range(rows):
-        memcpy(C + r * ldc, edge + 8 * r, columns * 8)
+    cdef Py_ssize_t i, r
+    for i in range(0, M, 8):
+        memset(edge, 0, sizeof(edge))
+        for r in range(min(M - i, 8)):
+            memcpy(edge + 8 * r, C + (i + r) * ldc, columns * 8)
+        fl_tiles(min(M - i, 8), 8, K, A + i * a_row, a_row, a_col, a_block, B, ldb, 0, edge, 8, accumulate)
+        for r in range(min(M - i, 8)):
+            memcpy(C + (i + r) * ldc, edge + 8 * r, columns * 8)
 
 
 cdef void matmul(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
@@ -32,15 +29,17 @@ cdef void matmul(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
     i a_row + (k // 8) a_block + (k % 8) a_col (for a plain matrix a_block is 8 a_col).  B is read eight columns at a
     time: its rows must be readable up to a multiple of eight.  The sum over k goes in order, from C on.
     """
-    cdef Py_ssize_t i, j, k, i_tile, k_tile
+    cdef Py_ssize_t j, k, k_tile, depth
+    cdef const double *a
     for k_tile in range(tiles(K, K_BLOCK)):
         k = k_tile * K_BLOCK
-        for j in range(0, N, 8):
-            for i_tile in range(tiles(M, FL_ROWS)):
-                i = i_tile * FL_ROWS
-                tile_columns(min(N - j, 8), min(M - i, FL_ROWS), min(K - k, K_BLOCK),
-                             A + i * a_row + (k >> 3) * a_block, a_row, a_col, a_block, B + k * ldb + j, ldb,
-                             C + i * ldc + j, ldc, accumulate or k > 0)
+        depth = min(K - k, K_BLOCK)
+        a = A + (k >> 3) * a_block
+        for j in range(0, N - 7, 8):
+            fl_tiles(M, 8, depth, a, a_row, a_col, a_block, B + k * ldb + j, ldb, 0, C + j, ldc, accumulate or k > 0)
+        if N & 7:
+            j = N & ~<Py_ssize_t>7
+            edge_tiles(N - j, M, depth, a, a_row, a_col, a_block, B + k * ldb + j, ldb, C + j, ldc, accumulate or k > 0)
 
 
 cdef void transpose_rows(const double *x, Py_ssize_t ldx, Py_ssize_t tokens, Py_ssize_t D,

@@ -279,42 +279,56 @@ FL_INLINE void fl_transpose(const double *in, ptrdiff_t ldi, double *out, ptrdif
    A[i, k] stands at A[i * a_row + (k / 8) * a_block + (k % 8) * a_col]: the
    block stride lets k run over panels of eight.  The sum starts from C and goes
    through k in order, so it does not depend on how the caller cuts the work. */
-FL_INLINE void fl_tile_rows(const int rows, ptrdiff_t K, const double *A, ptrdiff_t a_row, ptrdiff_t a_col,
-                            ptrdiff_t a_block, const double *B, ptrdiff_t ldb, double *C, ptrdiff_t ldc,
-                            int accumulate) {
+FL_INLINE void fl_tile_rows(const int rows, const int blocks, ptrdiff_t K, const double *A, ptrdiff_t a_row,
+                            ptrdiff_t a_col, ptrdiff_t a_block, const double *B, ptrdiff_t ldb, double *C,
+                            ptrdiff_t ldc, int accumulate) {
     v8 acc[FL_ROWS];
     for (int i = 0; i < rows; i++)
         acc[i] = accumulate ? v8_load(C + i * ldc) : v8_set(0.0);
     for (; K > 0; K -= 8, A += a_block) {
-        const ptrdiff_t n = K < 8 ? K : 8;
+        const ptrdiff_t n = blocks && K > 8 ? 8 : K;    /* without blocks, one loop over all of k */
         const double *a = A;
         for (ptrdiff_t k = 0; k < n; k++, a += a_col, B += ldb) {
             const v8 b = v8_load(B);
             for (int i = 0; i < rows; i++)
                 acc[i] = v8_fma(v8_set(a[i * a_row]), b, acc[i]);
         }
+        if (!blocks)
+            break;
     }
     for (int i = 0; i < rows; i++)
         v8_store(C + i * ldc, acc[i]);
 }
 
-static void fl_tile(ptrdiff_t rows, ptrdiff_t K, const double *A, ptrdiff_t a_row, ptrdiff_t a_col,
-                    ptrdiff_t a_block, const double *B, ptrdiff_t ldb, double *C, ptrdiff_t ldc,
-                    int accumulate) {
-#define FL_CASE(n) case n: fl_tile_rows(n, K, A, a_row, a_col, a_block, B, ldb, C, ldc, accumulate); break;
-    switch (rows) {
-    FL_CASE(1)
+/* The same for any number of rows M and for N columns, eight at a time: those of
+   B lie b_strip apart.  Rows outside, so that C goes in the order of memory. */
+static void fl_tiles(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const double *A, ptrdiff_t a_row, ptrdiff_t a_col,
+                     ptrdiff_t a_block, const double *B, ptrdiff_t ldb, ptrdiff_t b_strip, double *C, ptrdiff_t ldc,
+                     int accumulate) {
+#define FL_TILE(n, blocks) \
+    fl_tile_rows(n, blocks, K, A, a_row, a_col, a_block, B + j * b_strip, ldb, C + 8 * j, ldc, accumulate)
+#define FL_CASE(n) case n: FL_TILE(n, 1); break;
+    for (; M >= FL_ROWS; M -= FL_ROWS, A += FL_ROWS * a_row, C += FL_ROWS * ldc)
+        if (a_block == 8 * a_col)
+            for (ptrdiff_t j = 0; 8 * j < N; j++)
+                FL_TILE(FL_ROWS, 0);
+        else
+            for (ptrdiff_t j = 0; 8 * j < N; j++)
+                FL_TILE(FL_ROWS, 1);
+    for (ptrdiff_t j = 0; 8 * j < N; j++)
+        switch (M) {
 #if FL_ROWS >= 3
-    FL_CASE(2) FL_CASE(3)
+        FL_CASE(1) FL_CASE(2)
 #endif
 #if FL_ROWS >= 4
-    FL_CASE(4)
+        FL_CASE(3)
 #endif
 #if FL_ROWS >= 8
-    FL_CASE(5) FL_CASE(6) FL_CASE(7) FL_CASE(8)
+        FL_CASE(4) FL_CASE(5) FL_CASE(6) FL_CASE(7)
 #endif
-    }
+        }
 #undef FL_CASE
+#undef FL_TILE
 }
 
 #endif

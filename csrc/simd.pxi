@@ -23,5 +23,6 @@ cdef extern from "simd.h" nogil:
     v8 v8_where_equal(v8 a, v8 b, v8 x, v8 y)
     v8 v8_where_less(v8 a, v8 b, v8 x, v8 y)
     void fl_transpose(const double *input, Py_ssize_t ldi, double *output, Py_ssize_t ldo)
-    void fl_tile(Py_ssize_t rows, Py_ssize_t K, const double *A, Py_ssize_t a_row, Py_ssize_t a_col,
-                 Py_ssize_t a_block, const double *B, Py_ssize_t ldb, double *C, Py_ssize_t ldc, int accumulate)
+    void fl_tiles(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const double *A, Py_ssize_t a_row, Py_ssize_t a_col,
+                  Py_ssize_t a_block, const double *B, Py_ssize_t ldb, Py_ssize_t b_strip, double *C, Py_ssize_t ldc,
+                  int accumulate)
