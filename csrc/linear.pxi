@@ -53,10 +53,10 @@ cdef void linear_dx_columns(const double *W, const double *packed, Py_ssize_t ou
                 matmul(last - first, 8, min(out - k, rows), W + k * D + first, 1, D, 8 * D, dy + 8 * (p * out + k), 8,
                        dx + 8 * (p * D + first), 8, k > 0)
         return
-    for i_block in range(tiles(last - first, 32)):
-        block = first + 32 * i_block
+    for i_block in range(tiles(last - first, 24)):     # a multiple of every FL_ROWS
+        block = first + 24 * i_block
         for p in range(panels):
-            for i_tile in range(tiles(min(last - block, 32), FL_ROWS)):
+            for i_tile in range(tiles(min(last - block, 24), FL_ROWS)):
                 i = block + i_tile * FL_ROWS
                 matmul(min(last - i, FL_ROWS), 8, out, packed + i * out, 1, FL_ROWS, 8 * FL_ROWS, dy + 8 * p * out, 8,
                        dx + 8 * (p * D + i), 8, False)

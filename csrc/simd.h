@@ -254,6 +254,8 @@ FL_INLINE v8 v8_tanh(v8 x) {
     v8 u = v8_fma(p, scale, v8_sub(scale, v8_set(1.0)));
     v8 t = v8_div(u, v8_sub(u, minus_two));
     return v8_where_less(x, zero, t, v8_sub(zero, t));
+}
+
 /* out (8, 8) = in (8, 8) turned round; rows lie ldi and ldo values apart. */
 FL_INLINE void fl_transpose(const double *in, ptrdiff_t ldi, double *out, ptrdiff_t ldo) {
 #if defined(__AVX2__) && defined(__GNUC__)
