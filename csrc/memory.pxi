@@ -43,7 +43,7 @@ cdef int max_threads = 1
 
 # Below this many floating-point operations to a thread, waking it costs more than it brings (measured, see
 # benchmarks/README.md).
-cdef Py_ssize_t WORK_PER_THREAD = 1000000
+cdef Py_ssize_t WORK_PER_THREAD = 2000000
 
 
 cdef extern from *:
