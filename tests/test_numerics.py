@@ -239,6 +239,16 @@ def test_what_has_no_finite_loss_raises(variant, values, target, V):
         assert not math.isfinite(model_loss(variant, given, at)[0])
 
 
+def test_the_mean_of_many_losses(variant):
+    """The sum is compensated, so the rounding of a mean does not grow with the number of rows."""
+    N = 50000
+    logits = np.random.default_rng(0).normal(size=(N, 2)) * 3.0
+    targets, losses = np.arange(N) % 2, np.empty(N)
+    kernels.cross_entropy_forward(logits, targets, losses)
+    mean = kernels.cross_entropy_backward(logits, targets, np.empty((N, 2)))
+    assert ulps(mean, mpmath.fsum(losses.tolist()) / N) <= 1.5
+
+
 def test_a_mean_that_overflows_raises(variant):
     logits = np.tile([1.5e308, 0.0], (2, 1))
     with pytest.raises(FloatingPointError, match=r"^the mean of 2 losses is inf; the largest is 1.5e\+308$"):
