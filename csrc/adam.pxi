@@ -96,25 +96,21 @@ def adam_step(const double[::1] grad not None, double[::1] param not None, doubl
 
 
 cdef class Adam(Optimizer):
-    """Adam or AdamW over a model's buffers, with the moments m and v."""
-    cdef double[::1] m
-    cdef double[::1] v
+    """Adam or AdamW; each array's states are the moments m and v."""
     cdef double beta1, beta2, eps
     cdef bint decoupled
 
-    def __init__(self, grad, param, bounds, decay, double[::1] m not None, double[::1] v not None,
-                 double beta1, double beta2, double eps, bint decoupled):
-        Optimizer.__init__(self, grad, param, bounds, decay)
-        self.same_length("m", m)
-        self.same_length("v", v)
-        self.m, self.v = m, v
+    def __init__(self, list params, list states, list decays, list grads, double beta1, double beta2, double eps,
+                 bint decoupled):
+        Optimizer.__init__(self, params, states, decays, grads)
         self.beta1, self.beta2, self.eps, self.decoupled = beta1, beta2, eps, decoupled
 
     cdef void update(self, double lr, double grad_scale, bint zero_grad) noexcept nogil:
-        cdef Py_ssize_t s, i
+        cdef Py_ssize_t i
         cdef AdamStep c
+        cdef Segment *s
         self.t += 1
-        for s in range(self.decay.shape[0]):
-            i = self.bounds[s]
-            c = adam_scalars(lr, self.beta1, self.beta2, self.eps, self.t, grad_scale, self.decay[s], self.decoupled)
-            adam_run(&self.grad[i], &self.param[i], &self.m[i], &self.v[i], self.bounds[s + 1] - i, &c, zero_grad)
+        for i in range(self.count):
+            s = &self.segments[i]
+            c = adam_scalars(lr, self.beta1, self.beta2, self.eps, self.t, grad_scale, s.decay, self.decoupled)
+            adam_run(s.grad, s.param, s.state[0], s.state[1], s.n, &c, zero_grad)

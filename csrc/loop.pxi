@@ -41,6 +41,13 @@ cdef class Loop:
             for i in range(self.model.size):
                 grads[i] *= scale
 
+    def clip_value(self, double limit):
+        """Bring every gradient into [-limit, limit]; return how many were outside."""
+        cdef Py_ssize_t outside
+        with nogil:
+            outside = clip_values(self.model.grads, self.model.size, limit)
+        return outside
+
     def step(self, double lr, double grad_scale=1.0):
         with nogil:
             self.optimizer.update(lr, grad_scale, False)
@@ -51,20 +58,25 @@ cdef class Loop:
 
     def run(self, Batch batch not None, const int64_t[::1] indices not None, const int64_t[::1] splits not None,
             int accumulate, const double[::1] lrs not None, double clip_norm, double[::1] losses not None,
-            double[::1] norms not None):
+            double[::1] norms not None, double clip_value=INFINITY, unsigned char[::1] clipped=None):
         """Take len(lrs) steps; return how many were completed.
 
         Step s takes the micro-batches s accumulate .. (s + 1) accumulate, micro-batch j the examples
         indices[splits[j] : splits[j + 1]].  losses[s] and norms[s] (before clipping) are written for every step begun.
         A loss or norm that is not finite ends the run before the parameters are touched.
+
+        clip_norm and clip_value (inf for none; one of them at most, or the norm is that before clipping by value):
+        clipped[s], where given, becomes 1 where either took hold, else 0.
         """
-        cdef Py_ssize_t steps = lrs.shape[0], s, j, longest = 0
-        cdef double total, loss = 0.0, norm = 0.0, scale
+        cdef Py_ssize_t steps = lrs.shape[0], s, j, outside, longest = 0
+        cdef double total, loss = 0.0, norm = 0.0, scale, largest
         cdef bint finite = True
         if splits.shape[0] != steps * accumulate + 1 or splits[splits.shape[0] - 1] > indices.shape[0]:
             raise ValueError(f"{splits.shape[0]} splits of {indices.shape[0]} examples for {steps} steps")
         if losses.shape[0] < steps or norms.shape[0] < steps:
             raise ValueError(f"losses ({losses.shape[0]}) and norms ({norms.shape[0]}) must hold {steps} steps")
+        if clipped is not None and clipped.shape[0] < steps:
+            raise ValueError(f"clipped ({clipped.shape[0]}) must hold {steps} steps")
         for j in range(splits.shape[0] - 1):
             longest = max(longest, splits[j + 1] - splits[j])
         self.model.bind(batch, batch.reserve(longest))
@@ -86,9 +98,13 @@ cdef class Loop:
                 norm = norm2(self.model.grads, self.model.size, self.partial.data) if finite else loss
                 norms[s] = norm
                 scale = clip_norm / norm if norm > clip_norm else 1.0
+                largest = min(norm * scale, clip_value)     # no value of the gradient is larger
                 # Not only the norm: Adam squares the gradient.
-                if not isfinite(norm * scale * norm * scale):
+                if not (isfinite(norm) and isfinite(largest * largest)):
                     break
+                outside = clip_values(self.model.grads, self.model.size, clip_value) if clip_value < INFINITY else 0
+                if clipped is not None:
+                    clipped[s] = outside > 0 or norm > clip_norm
                 self.optimizer.update(lrs[s], scale, True)
                 s += 1
         self.loss, self.norm = loss, norm

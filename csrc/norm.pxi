@@ -1,4 +1,5 @@
-# The global gradient norm: sqrt(sum g^2), scaled so that it overflows only where the norm itself does.
+# The global gradient norm: sqrt(sum g^2), scaled so that it overflows only where the norm itself does.  And clipping
+# by value, which looks at every element alone.
 
 # Values summed at a time.  The partial sums are added in order, so the norm does not depend on the threads.
 cdef enum:
@@ -54,6 +55,15 @@ cdef double norm2(const double *x, Py_ssize_t n, double *partial) noexcept nogil
     # The squares overflowed or vanished (or nothing is there): again, scaled by a power of two, which rounds nothing.
     scale = ldexp(1.0, 600 if total <= 1e-290 else -600)
     return sqrt(sum_squares_blocks(x, n, scale, partial)) / scale
+
+
+cdef Py_ssize_t clip_values(double *x, Py_ssize_t n, double limit) noexcept nogil:
+    """Bring every x into [-limit, limit]; return how many were outside.  NaN stays NaN."""
+    cdef Py_ssize_t i, outside = 0
+    for i in range(n):
+        outside += fabs(x[i]) > limit
+        x[i] = limit if x[i] > limit else (-limit if x[i] < -limit else x[i])
+    return outside
 
 
 def grad_norm(const double[::1] grad not None):

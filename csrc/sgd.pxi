@@ -53,40 +53,22 @@ cdef SgdStep sgd_scalars(double lr, double momentum, double dampening, bint nest
     return c
 
 
-def sgd_step(double[::1] grad not None, double[::1] param not None, double[::1] velocity,
-             double lr, double momentum, double dampening, bint nesterov, int64_t t, double weight_decay,
-             double grad_scale, bint zero_grad):
-    cdef SgdStep c = sgd_scalars(lr, momentum, dampening, nesterov, t, grad_scale, weight_decay)
-    cdef double *u = NULL
-    if param.shape[0]:
-        if velocity is not None:
-            u = &velocity[0]
-        with nogil:
-            sgd_run(&grad[0], &param[0], u, param.shape[0], &c, zero_grad)
-
-
 cdef class SGD(Optimizer):
-    """SGD over a model's buffers; velocity is None where momentum is 0."""
-    cdef double[::1] velocity
-    cdef double *u
+    """SGD; each array's state is its velocity, or none without momentum."""
     cdef double momentum, dampening
     cdef bint nesterov
 
-    def __init__(self, grad, param, bounds, decay, double[::1] velocity, double momentum, double dampening,
+    def __init__(self, list params, list states, list decays, list grads, double momentum, double dampening,
                  bint nesterov):
-        Optimizer.__init__(self, grad, param, bounds, decay)
-        if velocity is not None:
-            self.same_length("velocity", velocity)
-            self.u = &velocity[0]
-        self.velocity = velocity
+        Optimizer.__init__(self, params, states, decays, grads)
         self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
 
     cdef void update(self, double lr, double grad_scale, bint zero_grad) noexcept nogil:
-        cdef Py_ssize_t s, i
+        cdef Py_ssize_t i
         cdef SgdStep c
+        cdef Segment *s
         self.t += 1
-        for s in range(self.decay.shape[0]):
-            i = self.bounds[s]
-            c = sgd_scalars(lr, self.momentum, self.dampening, self.nesterov, self.t, grad_scale, self.decay[s])
-            sgd_run(&self.grad[i], &self.param[i], self.u + i if self.u != NULL else NULL, self.bounds[s + 1] - i, &c,
-                    zero_grad)
+        for i in range(self.count):
+            s = &self.segments[i]
+            c = sgd_scalars(lr, self.momentum, self.dampening, self.nesterov, self.t, grad_scale, s.decay)
+            sgd_run(s.grad, s.param, s.state[0], s.n, &c, zero_grad)

@@ -4,66 +4,53 @@ The same object serves a model under a Trainer (`fl.Adam(lr=0.01)`) or the user'
 (`fl.Adam(params=[w, b])`, then `opt.step([gw, gb])`).  Argument names, defaults and state_dict() are torch.optim's.
 """
 
+import math
+from itertools import pairwise
+
 import numpy as np
 
 from . import _core
+from ._check import array, number
+from .errors import DivergenceError
 from .params import Params
-
-
-def view(name, value):
-    """`value` as a contiguous, writeable float64 array that shares its memory; never a copy."""
-    if isinstance(value, np.ndarray):
-        array = value
-    elif hasattr(value, "__array__") and np.shares_memory(array := np.asarray(value), np.asarray(value)):
-        pass
-    else:
-        raise TypeError(f"{name} must be a NumPy array or a CPU tensor, got {type(value).__name__}")
-    if array.dtype != np.float64 or not array.dtype.isnative:
-        raise TypeError(f"{name} must be float64, got {array.dtype}: fastloop updates in place and makes no copies")
-    if not (array.flags.c_contiguous and array.flags.aligned):
-        raise ValueError(f"{name} must be contiguous and aligned, got strides {array.strides} for shape {array.shape}")
-    if not array.flags.writeable:
-        raise ValueError(f"{name} is read-only")
-    return array
-
-
-def check(name, value, low, high=float("inf"), open_low=False):
-    """`value` as a float in [low, high), or in (low, high)."""
-    if not (value > low if open_low else value >= low) or not value < high:
-        raise ValueError(f"{name} = {value} is outside {'(' if open_low else '['}{low:g}, {high:g})")
-    return float(value)
 
 
 class Optimizer:
     """What Adam, AdamW and SGD share.
 
-    params: list of float64 arrays to update in place, or None: then a Trainer binds the optimiser to its model.
+    params: list of float64 arrays to update in place (NumPy's, or what NumPy views without a copy, such as CPU torch
+    tensors and Parameters), or None: then a Trainer binds the optimiser to its model.
     no_decay: what weight decay spares: names of a model's tensors (a last part such as "bias" stands for all of that
     name), or places in the list.
+
+    lr may be set at any time; every other hyperparameter is fixed when the optimiser is made.
     """
 
     hyper = ()      # names of the hyperparameters beside lr and weight_decay, as attributes and in state_dict()
     slots = ()      # torch.optim's names of the state arrays
+    decoupled = False   # whether weight decay leaves the gradient alone, as AdamW's does
 
     def __init__(self, params, lr, weight_decay, no_decay=()):
         self.lr = lr
-        self.weight_decay = check("weight_decay", weight_decay, 0.0)
+        number("weight_decay", weight_decay, 0.0)
+        if isinstance(no_decay, str):
+            raise TypeError(f"no_decay = {no_decay!r} is a str; needed is a list of names, or of places in params")
+        self.weight_decay = float(weight_decay)
         self.no_decay = tuple(no_decay)
-        self._steps = 0
-        self._core = None       # the compiled optimiser, where a model is bound
+        self._core = None       # the compiled optimiser, once there is something to update
         self.model = None
         self.flats = {}         # slot -> Params in the model's shapes
         self._params = None
+        self._state = []        # of each tensor: slot -> array
+        self._decays = []       # of each tensor
         if params is not None:
-            self._params = [view(f"params[{i}]", p) for i, p in enumerate(params)]
-            if not self._params:
-                raise ValueError("params is empty")
-            _refuse_overlap("params", self._params, "params", self._params)
-            self._state = [{slot: np.zeros_like(p) for slot in self.slots} for p in self._params]
-            places = range(len(self._params))
-            if not set(self.no_decay) <= set(places):
-                raise ValueError(f"no_decay = {self.no_decay} names no place in a list of {len(self._params)} arrays")
-            self._decays = [0.0 if i in self.no_decay else self.weight_decay for i in places]
+            self._take(params)
+
+    def __setattr__(self, name, value):
+        # The compiled half has copies of these, which would not follow.
+        if name in (*self.hyper, "weight_decay", "no_decay") and name in self.__dict__:
+            raise AttributeError(f"{name} is fixed when an optimiser is made; make a new one (only lr may change)")
+        super().__setattr__(name, value)
 
     @property
     def lr(self):
@@ -72,18 +59,38 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value):
-        self._lr = check("lr", value, 0.0)
+        number("lr", value, 0.0)
+        self._lr = float(value)
 
     @property
     def t(self):
         """Steps taken."""
-        return self._core.t if self._core is not None else self._steps
+        return 0 if self._core is None else self._core.t
 
     @t.setter
     def t(self, value):
-        self._steps = value
-        if self._core is not None:
-            self._core.t = value
+        self._core.t = value
+
+    def _take(self, params):
+        """Serve these arrays."""
+        if hasattr(params, "__array__"):
+            raise TypeError(f"params is one {type(params).__name__}; needed is a list of arrays, such as [w, b]")
+        self._params = [_tensor(f"params[{i}]", p, None, True) for i, p in enumerate(params)]
+        if not self._params:
+            raise ValueError("params is empty")
+        # Sorted by address, an array can overlap none but its neighbours.
+        ranges = sorted((*_range(p), i) for i, p in enumerate(self._params) if p.size)
+        for (_, end, i), (start, _, j) in pairwise(ranges):
+            if start < end:
+                raise ValueError(f"params[{min(i, j)}] and params[{max(i, j)}] overlap in memory")
+        places = range(len(self._params))
+        for i in self.no_decay:
+            if i not in places:
+                raise ValueError(f"no_decay = {i!r} is not a place in a list of {len(places)} arrays")
+        self._state = [{slot: np.zeros(p.shape) for slot in self.slots} for p in self._params]
+        self._decays = [0.0 if i in self.no_decay else self.weight_decay for i in places]
+        states = [[array.reshape(-1) for array in slots.values()] for slots in self._state]
+        self._core = self._make_core([p.reshape(-1) for p in self._params], states, self._decays, None)
 
     def bind(self, model):
         """Take over a model's buffers; the Trainer calls this.  Binding to the same model again changes nothing."""
@@ -93,85 +100,112 @@ class Optimizer:
             return self._core
         if self.model is not None:
             raise ValueError("this optimiser already serves another model; make one for each")
-        self.model = model
-        self.flats = {slot: Params(model.params.shapes) for slot in self.slots}
-        self._state = [{slot: self.flats[slot][name] for slot in self.slots} for name in model.params]
-        spared = [any(name == n or name.endswith("." + n) for n in self.no_decay) for name in model.params]
+        names = list(model.params)
         for n in self.no_decay:
-            if not any(name == n or name.endswith("." + n) for name in model.params):
-                raise ValueError(f"no_decay = {n!r} is not one of {', '.join(model.params)}")
-        bounds, decays = [0], []
-        for name, spare in zip(model.params, spared, strict=True):
-            decay = 0.0 if spare else self.weight_decay
-            if decays and decays[-1] == decay:
-                bounds[-1] += model.params[name].size
-            else:
-                bounds.append(bounds[-1] + model.params[name].size)
+            if not any(_means(n, name) for name in names):
+                raise ValueError(f"no_decay = {n!r} is not one of {', '.join(names)}")
+        self._decays = [0.0 if any(_means(n, name) for n in self.no_decay) else self.weight_decay for name in names]
+        self.flats = {slot: Params(model.params.shapes) for slot in self.slots}
+        self._state = [{slot: self.flats[slot][name] for slot in self.slots} for name in names]
+        edges, decays = [0], []         # neighbours of one decay are updated as one array
+        for name, decay in zip(names, self._decays, strict=True):
+            if not decays or decays[-1] != decay:
+                edges.append(edges[-1])
                 decays.append(decay)
-        self._core = self._make_core(
-            model.grads.flat, model.params.flat, np.array(bounds, np.int64), np.array(decays),
-            *(self.flats[slot].flat for slot in self.slots),
-        )
-        self._core.t = self._steps
+            edges[-1] += model.params[name].size
+        pieces = [slice(*edge) for edge in pairwise(edges)]
+        states = [[self.flats[slot].flat[piece] for slot in self.slots] for piece in pieces]
+        params, grads = ([flat[piece] for piece in pieces] for flat in (model.params.flat, model.grads.flat))
+        self._core = self._make_core(params, states, decays, grads)
+        self.model = model
         return self._core
 
-    def step(self, grads):
+    def step(self, grads, check_finite=True):
         """One update of the arrays given as params, in place.
 
-        grads: a list of float64 arrays of the same shapes; they are read, not changed.  Raises TypeError or ValueError
-        before anything is written.
+        grads: a list of float64 arrays of the same shapes, in the same order; they are read, not changed, and may be
+        read-only.  check_finite: False leaves out the look at the gradients, for those who have just seen their norm.
+
+        Raises before anything is written: TypeError or ValueError for grads that do not fit, DivergenceError where the
+        norm of one or its square is not finite (torch.optim would carry a NaN into the parameters).
         """
         if self._params is None:
             raise TypeError("step(grads) serves an optimiser made with params; under a Trainer call trainer.step()")
         grads = list(grads)
         if len(grads) != len(self._params):
             raise ValueError(f"{len(grads)} gradients for {len(self._params)} params")
+        core, flat = self._core, []     # which keeps the gradients until the step
         for i, (g, p) in enumerate(zip(grads, self._params, strict=True)):
-            grads[i] = view(f"grads[{i}]", g)
-            if grads[i].shape != p.shape:
-                raise ValueError(f"grads[{i}] has shape {grads[i].shape}, params[{i}] {p.shape}")
-        _refuse_overlap("grads", grads, "params", self._params)
-        self._steps += 1
-        for g, p, state, decay in zip(grads, self._params, self._state, self._decays, strict=True):
-            self._update(g.reshape(-1), p.reshape(-1), *(state[slot].reshape(-1) for slot in self.slots), decay)
+            flat.append(_tensor(f"grads[{i}]", g, p.shape).reshape(-1))
+            norm = core.take_grad(i, flat[i], check_finite)
+            if not math.isfinite(norm * norm):      # Adam squares the gradient
+                raise DivergenceError(
+                    f"step {self.t}: the norm of grads[{i}] is {norm:.3g} (lr {self.lr:.3g}); parameters and moments "
+                    "are as they were before this step. Try a smaller lr, or look for extreme values in the data",
+                    self.t, None, norm, self.lr,
+                )
+        core.step(self._lr)
 
-    def _make_core(self, grad, param, bounds, decays, *slots):
-        raise NotImplementedError
-
-    def _update(self, grad, param, *slots_and_decay):
+    def _make_core(self, params, states, decays, grads):
+        """The compiled optimiser over lists of flat arrays."""
         raise NotImplementedError
 
     def state_dict(self):
         """Copies of the state in torch.optim's layout: {"state": {i: {...}}, "param_groups": [{...}]}.
 
-        Tensor i is the i-th of params, or of the bound model's tensors in their order.  lr is without the schedule.
+        Tensor i is the i-th of params, or of the bound model's tensors in their order; before the first step there is
+        no state.  Tensors of one weight decay are one group, so no_decay gives two.  lr is without the schedule.
         """
-        tensors = self._state if self._params is not None or self.model is not None else []
-        copies = [{slot: array.copy() for slot, array in slots.items()} for slots in tensors]
-        state = {i: {"step": self.t, **slots} for i, slots in enumerate(copies)}
-        group = {"lr": self.lr, **{name: getattr(self, name) for name in self.hyper}, "weight_decay": self.weight_decay}
-        return {"state": state, "param_groups": [{**group, "params": list(range(len(tensors)))}]}
+        copies = [{slot: a.copy() for slot, a in slots.items()} for slots in self._state] if self.t else []
+        shared = {"lr": self.lr, **{name: getattr(self, name) for name in self.hyper}, **self._fixed()}
+        groups = []
+        for decay in sorted(set(self._decays), reverse=True) or [self.weight_decay]:
+            places = [i for i, own in enumerate(self._decays) if own == decay]
+            groups.append({**shared, "weight_decay": decay, "params": places})
+        return {"state": {i: {"step": self.t, **slots} for i, slots in enumerate(copies)}, "param_groups": groups}
+
+    def _fixed(self):
+        """What torch.optim leaves open and this optimiser does not, as torch says it."""
+        return {"amsgrad": False, "maximize": False, "decoupled_weight_decay": self.decoupled}
 
     def load_state_dict(self, state_dict):
-        """Take over a state_dict() of the same kind, over tensors of the same shapes; ValueError before any change."""
-        group, state = state_dict["param_groups"][0], state_dict["state"]
-        if self._params is None and self.model is None:
+        """Take over a state_dict() of the same kind, torch.optim's included, over tensors of the same shapes.
+
+        lr is taken over too; the other hyperparameters must be those of this optimiser.  torch's SGD keeps no step
+        count: t is then 1.  Raises KeyError, TypeError or ValueError before any change.
+        """
+        if not self._state:
             raise ValueError("bind the optimiser to a model first (fl.Trainer(model, opt)), then load its state")
-        for name in self.hyper:
-            current, new = getattr(self, name), group[name]
-            if current != (tuple(new) if isinstance(new, list) else new):
-                raise ValueError(f"{name} = {new} in the state, {current} in this optimiser")
-        if len(state) not in (0, len(self._state)):
-            raise ValueError(f"{len(state)} tensors in the state, {len(self._state)} in this optimiser")
-        for i, entry in state.items():
-            for slot, array in self._state[int(i)].items():
-                if np.shape(entry[slot]) != array.shape:
-                    raise ValueError(f"{slot} of tensor {i} has shape {np.shape(entry[slot])}, expected {array.shape}")
-        self.lr = group["lr"]
-        self.t = max((int(entry["step"]) for entry in state.values()), default=0)
-        for i, entry in state.items():
-            for slot, array in self._state[int(i)].items():
-                array[...] = entry[slot]
+        groups, n = state_dict["param_groups"], len(self._state)
+        places = [i for group in groups for i in group["params"]]
+        if sorted(places) != list(range(n)):
+            raise ValueError(f"the groups hold tensors {places}, this optimiser 0 to {n - 1}")
+        for group in groups:
+            expected = {"lr": groups[0]["lr"], **{name: getattr(self, name) for name in self.hyper}}
+            expected |= {name: value for name, value in self._fixed().items() if name in group}
+            for name, value in expected.items():
+                new = tuple(group[name]) if isinstance(group[name], list) else group[name]
+                if new != value:
+                    raise ValueError(f"{name} = {new} in the state, {value} in this optimiser")
+            decay = group["weight_decay"]
+            for i in group["params"]:
+                if decay != self._decays[i]:
+                    raise ValueError(f"tensor {i} has weight_decay {decay} in the state, {self._decays[i]} here")
+        state = {int(i): entry for i, entry in state_dict["state"].items()}
+        if state and sorted(state) != list(range(n)):
+            raise ValueError(f"the state holds tensors {sorted(state)}, this optimiser 0 to {n - 1}")
+        steps = {int(entry.get("step", 1)) for entry in state.values()}
+        if len(steps) > 1 or min(steps, default=0) < 0:
+            raise ValueError(f"the tensors must be at one step, at least 0; they are at {sorted(steps)}")
+        new = [
+            {slot: _loaded(i, slot, state[i][slot], a) if state else 0.0 for slot, a in slots.items()}
+            for i, slots in enumerate(self._state)
+        ]
+        self.lr = float(groups[0]["lr"])    # the last that can fail
+        self.t = max(steps, default=0)
+        for slots, values in zip(self._state, new, strict=True):
+            for slot, a in slots.items():
+                a[...] = values[slot]
 
     @property
     def config(self):
@@ -183,11 +217,32 @@ class Optimizer:
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.config.items())})"
 
 
-def _refuse_overlap(name, arrays, other_name, others):
-    for i, a in enumerate(arrays):
-        for j, b in enumerate(others if arrays is not others else others[:i]):
-            if np.may_share_memory(a, b):
-                raise ValueError(f"{name}[{i}] and {other_name}[{j}] share memory")
+def _tensor(name, x, shape=None, writeable=False):
+    """_check.array, for torch's tensors too: one that requires a gradient lets no one view it unless detached."""
+    return array(name, x.detach() if hasattr(x, "detach") else x, shape, writeable=writeable)
+
+
+def _range(a):
+    """First address of a contiguous array, and the first behind it."""
+    start = a.__array_interface__["data"][0]
+    return start, start + a.nbytes
+
+
+def _means(name, tensor):
+    """Whether an entry of no_decay stands for that tensor."""
+    return tensor == name or tensor.endswith(f".{name}")
+
+
+def _loaded(i, slot, value, like):
+    """A state array on its way in."""
+    a = np.asarray(value)
+    if a.shape != like.shape:
+        raise ValueError(f"{slot} of tensor {i} has shape {a.shape}, expected {like.shape}")
+    if not np.can_cast(a.dtype, like.dtype):
+        raise TypeError(f"{slot} of tensor {i} has dtype {a.dtype}, which float64 cannot hold")
+    if not np.isfinite(a).all():
+        raise ValueError(f"{slot} of tensor {i} is not finite")
+    return a
 
 
 class Adam(Optimizer):
@@ -206,20 +261,18 @@ class Adam(Optimizer):
 
     hyper = ("betas", "eps")
     slots = ("exp_avg", "exp_avg_sq")
-    decoupled = False
 
     def __init__(self, params=None, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, *, no_decay=()):
-        self.betas = (check("betas[0]", betas[0], 0.0, 1.0), check("betas[1]", betas[1], 0.0, 1.0))
-        self.eps = check("eps", eps, 0.0, open_low=True)    # with 0, a gradient that stays 0 would give 0 / 0
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"betas = {betas!r}; needed is a pair of numbers")
+        for i, beta in enumerate(betas):
+            number(f"betas[{i}]", beta, 0.0, 1.0)
+        number("eps", eps, 0.0, above=True)     # with 0, a gradient that stays 0 would give 0 / 0
+        self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
         super().__init__(params, lr, weight_decay, no_decay)
 
-    def _make_core(self, grad, param, bounds, decays, m, v):
-        return _core.variant.Adam(grad, param, bounds, decays, m, v, *self.betas, self.eps, self.decoupled)
-
-    def _update(self, grad, param, m, v, decay):
-        _core.variant.adam_step(
-            grad, param, m, v, self.lr, *self.betas, self.eps, self._steps, decay, self.decoupled, 1.0, False
-        )
+    def _make_core(self, params, states, decays, grads):
+        return _core.variant.Adam(params, states, decays, grads, *self.betas, self.eps, self.decoupled)
 
 
 class AdamW(Adam):
@@ -249,25 +302,16 @@ class SGD(Optimizer):
     def __init__(
         self, params=None, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, *, no_decay=()
     ):
-        self.momentum = check("momentum", momentum, 0.0)
-        self.dampening = check("dampening", dampening, 0.0)
-        self.nesterov = bool(nesterov)
-        if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
+        number("momentum", momentum, 0.0)
+        number("dampening", dampening, 0.0)
+        if nesterov and (momentum == 0.0 or dampening != 0.0):
             raise ValueError(f"nesterov needs momentum > 0 and dampening 0, got {momentum} and {dampening}")
+        self.momentum, self.dampening, self.nesterov = float(momentum), float(dampening), bool(nesterov)
         self.slots = ("momentum_buffer",) if self.momentum else ()
         super().__init__(params, lr, weight_decay, no_decay)
 
-    def _make_core(self, grad, param, bounds, decays, velocity=None):
-        return _core.variant.SGD(
-            grad, param, bounds, decays, velocity, self.momentum, self.dampening, self.nesterov
-        )
-
-    def _update(self, grad, param, *velocity_and_decay):
-        *velocity, decay = velocity_and_decay
-        _core.variant.sgd_step(
-            grad, param, velocity[0] if velocity else None,
-            self.lr, self.momentum, self.dampening, self.nesterov, self._steps, decay, 1.0, False,
-        )
+    def _make_core(self, params, states, decays, grads):
+        return _core.variant.SGD(params, states, decays, grads, self.momentum, self.dampening, self.nesterov)
 
 
 OPTIMIZERS = {cls.__name__: cls for cls in (SGD, Adam, AdamW)}

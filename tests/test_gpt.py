@@ -41,8 +41,7 @@ class Net:
         self.params = np.random.default_rng(seed).normal(0.0, std, (2 * V + T) * D + n_layer * 12 * D * D)
         self.grads, self.m, self.v = np.zeros((3, self.params.size))
         self.core = variant.GPT(self.params, self.grads, *self.shape)
-        bounds, decay = np.array([0, self.params.size]), np.zeros(1)
-        self.adam = variant.Adam(self.grads, self.params, bounds, decay, self.m, self.v, 0.85, 0.99, 1e-8, False)
+        self.adam = variant.Adam([self.params], [[self.m, self.v]], [0.0], [self.grads], 0.85, 0.99, 1e-8, False)
         self.loop = variant.Loop(self.core, self.adam)
 
     def twin(self, dtype=float):

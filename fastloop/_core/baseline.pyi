@@ -57,19 +57,6 @@ def adam_step(
     grad_scale: float,
     zero_grad: bool,
 ) -> None: ...
-def sgd_step(
-    grad: np.ndarray,           # double[::1] (n,)
-    param: np.ndarray,          # double[::1] (n,)
-    velocity: np.ndarray | None,    # double[::1] (n,), None without momentum
-    lr: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    t: int,
-    weight_decay: float,
-    grad_scale: float,
-    zero_grad: bool,
-) -> None: ...
 def grad_norm(
     grad: np.ndarray,           # const double[::1] (n,)
 ) -> float: ...
@@ -226,21 +213,26 @@ class Optimizer:
     t: int
     def __init__(
         self,
-        grad: np.ndarray,       # double[::1] (n,)
-        param: np.ndarray,      # double[::1] (n,)
-        bounds: np.ndarray,     # const int64_t[::1] (segments + 1,)
-        decay: np.ndarray,      # const double[::1] (segments,)
+        params: list[np.ndarray],               # double[::1] (n,)
+        states: list[list[np.ndarray]],         # double[::1] (n,), for each of params
+        decays: list[float],
+        grads: list[np.ndarray] | None = None,  # double[::1] (n,)
     ) -> None: ...
+    def take_grad(
+        self,
+        i: int,
+        grad: np.ndarray,       # const double[::1] (n,)
+        look: bool,
+    ) -> float: ...
+    def step(self, lr: float) -> None: ...
 
 class Adam(Optimizer):
     def __init__(
         self,
-        grad: np.ndarray,       # double[::1] (n,)
-        param: np.ndarray,      # double[::1] (n,)
-        bounds: np.ndarray,     # const int64_t[::1] (segments + 1,)
-        decay: np.ndarray,      # const double[::1] (segments,)
-        m: np.ndarray,          # double[::1] (n,)
-        v: np.ndarray,          # double[::1] (n,)
+        params: list[np.ndarray],               # double[::1] (n,)
+        states: list[list[np.ndarray]],         # [m, v] for each of params
+        decays: list[float],
+        grads: list[np.ndarray] | None,         # double[::1] (n,)
         beta1: float,
         beta2: float,
         eps: float,
@@ -250,11 +242,10 @@ class Adam(Optimizer):
 class SGD(Optimizer):
     def __init__(
         self,
-        grad: np.ndarray,       # double[::1] (n,)
-        param: np.ndarray,      # double[::1] (n,)
-        bounds: np.ndarray,     # const int64_t[::1] (segments + 1,)
-        decay: np.ndarray,      # const double[::1] (segments,)
-        velocity: np.ndarray | None,    # double[::1] (n,), None without momentum
+        params: list[np.ndarray],               # double[::1] (n,)
+        states: list[list[np.ndarray]],         # [velocity] for each of params, [] without momentum
+        decays: list[float],
+        grads: list[np.ndarray] | None,         # double[::1] (n,)
         momentum: float,
         dampening: float,
         nesterov: bool,
@@ -275,6 +266,7 @@ class Loop:
     def backward(self) -> None: ...
     def grad_norm(self) -> float: ...
     def scale_grads(self, scale: float) -> None: ...
+    def clip_value(self, limit: float) -> int: ...
     def step(self, lr: float, grad_scale: float = 1.0) -> None: ...
     def total_loss(self) -> float: ...
     def run(
@@ -287,4 +279,6 @@ class Loop:
         clip_norm: float,
         losses: np.ndarray,     # double[::1] (steps,)
         norms: np.ndarray,      # double[::1] (steps,)
+        clip_value: float = ...,
+        clipped: np.ndarray | None = None,      # unsigned char[::1] (steps,)
     ) -> int: ...
