@@ -5,6 +5,7 @@ from .config import get_num_threads, set_num_threads, show_config
 from .data import bigram_baseline, load_docs, load_text, split_docs
 from .errors import CheckpointError, DataError, DivergenceError, FastloopError, OrderError
 from .history import History
+from .lr_find import lr_find
 from .models import GPT, MLP, BigramLM, LinearRegression, SoftmaxRegression
 from .optim import SGD, Adam, AdamW
 from .params import Params
@@ -36,6 +37,7 @@ __all__ = [
     "kernels",
     "load_docs",
     "load_text",
+    "lr_find",
     "schedules",
     "set_num_threads",
     "show_config",
