@@ -66,12 +66,15 @@ cdef void pack_columns(const double *W, Py_ssize_t out, Py_ssize_t D, Py_ssize_t
                        double *packed) noexcept nogil:
     """W (out, D) in strips of a tile's columns, (columns first..last / FL_ROWS, out, FL_ROWS), for linear_dx to read
     in the order of memory.  It costs about as much as two or three panels win."""
-    cdef Py_ssize_t i_tile, i, k, r
+    cdef Py_ssize_t i_tile, i, k, rows
     for i_tile in range(tiles(last - first, FL_ROWS)):
         i = first + i_tile * FL_ROWS
+        rows = min(last - i, FL_ROWS)
         for k in range(out):
-            for r in range(min(last - i, FL_ROWS)):
-                packed[i * out + k * FL_ROWS + r] = W[k * D + i + r]
+            if rows == FL_ROWS:         # a constant size is a plain vector move
+                memcpy(packed + i * out + k * FL_ROWS, W + k * D + i, FL_ROWS * sizeof(double))
+            else:
+                memcpy(packed + i * out + k * FL_ROWS, W + k * D + i, rows * sizeof(double))
 
 
 cdef void linear_dw(const double *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize_t last, Py_ssize_t N,
@@ -81,7 +84,7 @@ cdef void linear_dw(const double *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize
     dW is walked row by row, so that a large one streams through the cache once.  The panels' rows for a tile are
     first copied together: where they lie apart by a power of two they would evict each other.
     """
-    cdef Py_ssize_t block, i_tile, i, n, p, rows, tokens, panel, whole = D & ~<Py_ssize_t>7
+    cdef Py_ssize_t block, i_tile, i, n, p, r, rows, tokens, panel, whole = D & ~<Py_ssize_t>7
     cdef double[DW_TOKENS * FL_ROWS] together
     cdef const double *A
     for block in range(tiles(N, DW_TOKENS)):
@@ -94,7 +97,8 @@ cdef void linear_dw(const double *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize
             panel = 8 * out
             if tokens > 8:
                 for p in range(tiles(tokens, 8)):
-                    memcpy(together + 8 * FL_ROWS * p, A + p * panel, rows * 64)
+                    for r in range(rows):
+                        v8_store(together + 8 * (FL_ROWS * p + r), v8_load(A + p * panel + 8 * r))
                 A = together
                 panel = 8 * FL_ROWS
             fl_tiles(rows, whole, tokens, A, 8, 1, panel, x + 8 * n, 8, stride, dW + i * D, D, True)
