@@ -55,8 +55,38 @@ class Model:
         """An empty batch of that data."""
         raise NotImplementedError
 
+    def save_safetensors(self, path):
+        """Write the parameters alone, under their names, as float64 (extra: safetensors)."""
+        numpy = _safetensors()
+        description = {name: str(value) for name, value in self.config.items()}
+        numpy.save_file(dict(self.params), path, metadata={"model": type(self).__name__, **description})
+
+    def load_safetensors(self, path):
+        """Take the parameters from a file that holds tensors of these names and shapes, and no others.
+
+        float32 and float16 are widened.  Raises ValueError before any change where it does not fit (extra: safetensors).
+        """
+        tensors = _safetensors().load_file(path)
+        if set(tensors) != set(self.params):
+            odd = ", ".join(sorted(set(tensors) ^ set(self.params)))
+            raise ValueError(f"{path}: the tensors of the file and of {self!r} differ: {odd}")
+        for name, value in tensors.items():
+            if value.shape != self.params[name].shape or value.dtype.kind != "f":
+                expected = f"{self.params[name].shape} of floats"
+                raise ValueError(f"{path}: {name} has shape {value.shape} of {value.dtype}, expected {expected}")
+        for name, value in tensors.items():
+            self.params[name] = value
+
     def __repr__(self):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
+
+
+def _safetensors():
+    try:
+        from safetensors import numpy
+    except ImportError:
+        raise ImportError("this needs the extra safetensors: pip install 'fastloop[safetensors]'") from None
+    return numpy
 
 
 class LanguageModel(Model):

@@ -78,6 +78,7 @@ FLAGS = {
         "save": (str, None, "checkpoint, and beside it the best (run.npz, run.best.npz)"),
         "save-every": (size, None, "steps from checkpoint to checkpoint (default: at the end)"),
         "resume": (str, None, "checkpoint to go on from"),
+        "export": (str, None, "the trained parameters as safetensors (extra: safetensors)"),
         "log": (str, None, "JSON lines of the run"),
         "plot": (str, None, "picture of the run (extra: plot)"),
         "tensorboard": (str, None, "folder of TensorBoard events (extra: tensorboard)"),
@@ -334,6 +335,8 @@ def run(args, given):
     say("time", f"{seconds:.3f} s, {seconds / max(trainer.steps - before, 1) * 1e6:.1f} us a step")
     for text in model.generate(tok, args.sample, seed=args.seed, **options):
         print(f"{'sample':12}{text}")
+    if args.export:
+        model.save_safetensors(args.export)
     if args.plot:
         history.plot(args.plot, baseline=baseline)
     if args.diagnose:

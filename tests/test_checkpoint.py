@@ -206,3 +206,54 @@ def test_a_file_that_describes_something_else_is_refused(tmp_path):
         checkpoint.write(path, changed, description)
         with pytest.raises(fl.CheckpointError):
             fl.Trainer.load(path)
+
+
+@pytest.mark.parametrize("model", [lambda: fl.BigramLM(5, n_embd=4), lambda: fl.GPT(5, n_embd=8, n_head=2, n_layer=2)])
+def test_safetensors_there_and_back(model, tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy", reason="the extra safetensors is not installed")
+    one, other = model(), model()
+    other.params.flat[:] = 0.0
+    one.save_safetensors(tmp_path / "x.safetensors")
+    read = numpy.load_file(tmp_path / "x.safetensors")
+    assert list(read) == sorted(one.params) or set(read) == set(one.params)
+    assert all(np.array_equal(read[name], array) for name, array in one.params.items())
+    other.load_safetensors(tmp_path / "x.safetensors")
+    assert np.array_equal(one.params.flat, other.params.flat)
+    numpy.save_file({**read, "extra": np.zeros(1)}, tmp_path / "y.safetensors")
+    with pytest.raises(ValueError, match="differ: extra"):
+        other.load_safetensors(tmp_path / "y.safetensors")
+    numpy.save_file({**read, "wte": np.zeros((5, 3))}, tmp_path / "z.safetensors")
+    other.params.flat[:] = 7.0
+    with pytest.raises(ValueError, match=r"wte has shape \(5, 3\)"):
+        other.load_safetensors(tmp_path / "z.safetensors")
+    assert (other.params.flat == 7.0).all()
+
+
+def test_a_plain_numpy_forward_pass_reads_an_exported_gpt(tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy", reason="the extra safetensors is not installed")
+    D, H = 16, 4
+    tok = fl.CharTokenizer(DOCS)
+    model = fl.GPT(tok.vocab_size, n_embd=D, n_head=H, block_size=16)
+    fl.Trainer(model, fl.Adam(lr=0.01), tokenizer=tok).fit(DOCS, steps=20)
+    model.save_safetensors(tmp_path / "gpt.safetensors")
+    w = numpy.load_file(tmp_path / "gpt.safetensors")
+
+    def norm(x):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+
+    ids = [tok.bos, *tok.encode(DOCS[0])]
+    T = len(ids)
+    x = norm(w["wte"][ids] + w["wpe"][:T])
+    h = norm(x)
+    q, k, v = (
+        (h @ w[f"layer0.attn_{name}"].T).reshape(T, H, D // H).transpose(1, 0, 2) for name in ("wq", "wk", "wv")
+    )
+    scores = q @ k.transpose(0, 2, 1) / np.sqrt(D // H)
+    scores[:, np.triu_indices(T, 1)[0], np.triu_indices(T, 1)[1]] = -np.inf
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    x = x + (p @ v).transpose(1, 0, 2).reshape(T, D) @ w["layer0.attn_wo"].T
+    x = x + np.maximum(norm(x) @ w["layer0.mlp_fc1"].T, 0) @ w["layer0.mlp_fc2"].T
+    logits = x @ w["lm_head"].T
+    for position, token in enumerate(ids):
+        np.testing.assert_allclose(model.next_logits(token, position), logits[position], rtol=0, atol=1e-12)

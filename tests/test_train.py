@@ -150,3 +150,111 @@ def test_divergence_is_one_line_and_status_1(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("fastloop-train: error: step ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_configuration_file_says_what_flags_say(tmp_path):
+    lines = ["steps = 30", "n-embd = 8", "batch_size = 2", "shuffle = true", "quiet = true", "sample = 2"]
+    (tmp_path / "run.toml").write_text("\n".join(lines))
+    by_file = run("--config", "run.toml", cwd=tmp_path)
+    flags = ["--steps", 30, "--n-embd", 8, "--batch-size", 2, "--shuffle", "--quiet", "--sample", 2]
+    assert by_file.returncode == 0, by_file.stderr
+    assert by_file.stdout == run(*flags, cwd=tmp_path).stdout
+    assert "30/30" in run("--config", "run.toml", "--no-quiet", cwd=tmp_path).stdout    # the command line comes last
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("stepz = 3", "'stepz' is not a flag of this command; did you mean steps?"),
+        ("steps = 'x'", "--steps: invalid whole number value: 'x'"),
+        ("steps = 0", "--steps: 0"),
+        ("steps = [1]", "steps = [1] is not what --steps takes"),
+        ("shuffle = 1", "shuffle = 1 is not what --shuffle takes"),
+        ("steps = ", "run.toml: "),
+    ],
+)
+def test_a_bad_configuration_is_one_line_and_status_2(text, message, tmp_path):
+    (tmp_path / "run.toml").write_text(text)
+    done = run("--config", "run.toml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_a_run_resumed_from_its_checkpoint_ends_like_one_without_a_break(tmp_path):
+    flags = ["--steps", 400, "--batch-size", 2, "--shuffle", "--lr", 0.02, "--quiet", "--sample", 3]
+    whole = run(*flags, "--save", "whole.npz", "--save-every", 150, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    code = (
+        "import sys, fastloop as fl, fastloop.train as t\n"
+        "class Stop:\n    def on_step(self, trainer):\n        if trainer.steps == 150: raise KeyboardInterrupt\n"
+        "old = t.make_callbacks\n"
+        "t.make_callbacks = lambda *a: [*old(*a), Stop()]\n"
+        "sys.exit(t.main(sys.argv[1:]))\n"
+    )
+    arguments = [sys.executable, "-c", code, *map(str, flags), "--save", "cut.npz", "--save-every", "50"]
+    assert subprocess.run(arguments, cwd=tmp_path, timeout=60).returncode == 130
+    assert fl.Trainer.load(tmp_path / "cut.npz").steps == 100
+    resumed = run("--resume", "cut.npz", "--save", "cut.npz", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout == whole.stdout
+    one, other = (fl.Trainer.load(tmp_path / f"{name}.npz").model.params.flat for name in ("whole", "cut"))
+    assert (one == other).all()
+    refused = run("--resume", "cut.npz", "--lr", 1, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--lr: a resumed run keeps its own" in refused.stderr
+
+
+def test_a_dry_run_takes_one_step_and_writes_nothing(tmp_path):
+    done = run("--dry-run", "--save", "run.npz", "--model", "gpt", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "layer0.mlp_fc1 64 x 16" in done.stdout
+    assert re.search(r"^step +loss 3\.\d+, norm", done.stdout, re.M)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_batch_is_learnt_by_heart(tmp_path):
+    arguments = ["--overfit-one-batch", "--model", "gpt", "--batch-size", 4, "--n-embd", 32, "--steps", 400, "--quiet"]
+    done = run(*arguments, cwd=tmp_path)
+    assert float(re.search(r"train (\S+)", done.stdout)[1]) < 0.6       # the first letters stay a guess
+
+
+def test_ctrl_c_saves_and_exits_with_130(tmp_path):
+    import signal
+    import time
+
+    process = subprocess.Popen(
+        [*COMMAND, "--steps", "100000000", "--save", "run.npz", "--log-every", "1000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, text=True,
+    )
+    while not process.stdout.readline().startswith("step 1,000") and process.poll() is None:
+        pass
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == ""
+    assert "stopped     interrupted, after step" in out
+    assert fl.Trainer.load(tmp_path / "run.npz").history.interrupted
+    assert time.monotonic() - sent < 10
+
+
+def test_a_text_is_trained_on_in_windows(tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be that is the question\n" * 50)
+    arguments = ["--data", "text.txt", "--format", "text", "--model", "gpt", "--steps", 200, "--batch-size", 8]
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "characters  2,000: 1,800 to train on, 200 held out" in done.stdout
+    assert float(re.search(r"train (\S+),", done.stdout)[1]) < 1.0
+
+
+@pytest.mark.parametrize("flags", [
+    ["--optimizer", "adamw", "--weight-decay", 0.1], ["--optimizer", "sgd", "--momentum", 0.9, "--lr", 0.1],
+    ["--schedule", "cosine", "--warmup", 10], ["--schedule", "warmup_stable_decay", "--warmup", 5], ["--epochs", 1],
+    ["--grad-accum", 4, "--clip-norm", 1], ["--eval-every", 50, "--patience", 2, "--restore-best"],
+    ["--sample-every", 100, "--top-k", 5, "--top-p", 0.9, "--prompt", "an"],
+])
+def test_flags_that_train_otherwise(flags, tmp_path):
+    done = run("--steps", 200, *flags, cwd=tmp_path) if "--epochs" not in flags else run(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "arguments" in done.stdout
