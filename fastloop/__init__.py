@@ -1,8 +1,9 @@
 """fastloop: small models trained on a CPU, exactly and fast, with every step in sight."""
 
-from . import kernels, schedules
+from . import callbacks, kernels, schedules
 from .config import get_num_threads, set_num_threads, show_config
 from .data import bigram_baseline, load_docs, load_text, split_docs
+from .diagnose import diagnose
 from .errors import CheckpointError, DataError, DivergenceError, FastloopError, OrderError
 from .history import History
 from .lr_find import lr_find
@@ -33,6 +34,8 @@ __all__ = [
     "SoftmaxRegression",
     "Trainer",
     "bigram_baseline",
+    "callbacks",
+    "diagnose",
     "get_num_threads",
     "kernels",
     "load_docs",

@@ -1,0 +1,199 @@
+"""Objects that watch a run: give them to `fit` as `callbacks`.
+
+A callback is any object with some of the methods on_start(trainer), on_log(trainer), on_evaluate(trainer, step, loss),
+on_end(trainer), on_step(trainer).  None of these has on_step, for which fit comes back from compiled code at every
+step.  How often they hear is fit's `log_every`.
+"""
+
+import json
+import math
+import shutil
+import sys
+import time
+
+from . import extras
+
+REDRAW_SECONDS = 0.05       # a terminal line is not written more often
+
+
+class _Stretch:
+    """The numbers of a run since it was last asked."""
+
+    def __init__(self, trainer):
+        self.before = self.place(trainer.history)
+
+    @staticmethod
+    def place(history):
+        return len(history), history.predictions, float(history.seconds[-1]) if len(history) else 0.0
+
+    def take(self, trainer):
+        """step, total_steps; loss: the mean since the last time; lr, norm: of the last step; clipped: steps clipped
+        since; seconds, predictions: of the run; per_second: predictions, since."""
+        history, now = trainer.history, self.place(trainer.history)
+        steps, predictions, seconds = (a - b for a, b in zip(now, self.before, strict=True))
+        self.before = now
+        return {
+            "step": now[0],
+            "total_steps": trainer.total_steps,
+            "loss": history.mean_loss(max(steps, 1)),
+            "lr": float(history.lr[-1]),
+            "norm": float(history.norm[-1]),
+            "clipped": int(history.clipped[-max(steps, 1) :].sum()),
+            "seconds": now[2],
+            "predictions": now[1],
+            "per_second": predictions / max(seconds, 1e-9),
+        }
+
+
+class JsonLog:
+    """Adds a JSON object a line to a file: "event" is "start", "log", "evaluate" or "end".
+
+    path: created, or added to, so that a resumed run goes on in the same file; each line is on its way to the disk
+    before the run goes on.  Floats are exact; NaN and infinities, which JSON does not have, are null.
+
+        log:       step, total_steps, loss (mean since the line before), lr, norm, clipped (steps, since the line
+                   before), seconds and predictions (of the run), per_second (predictions)
+        evaluate:  step, loss
+        end:       step, stop_reason, seconds, predictions
+        start:     step, total_steps, model, optimizer
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.stretch = None
+
+    def on_start(self, trainer):
+        self.mend()
+        self.stretch = _Stretch(trainer)
+        self.write(
+            "start", step=len(trainer.history), total_steps=trainer.total_steps, model=repr(trainer.model),
+            optimizer=repr(trainer.optimizer),
+        )
+
+    def on_log(self, trainer):
+        self.write("log", **self.stretch.take(trainer))
+
+    def on_evaluate(self, trainer, step, loss):
+        self.write("evaluate", step=step, loss=loss)
+
+    def on_end(self, trainer):
+        history = trainer.history
+        step, predictions, seconds = _Stretch.place(history)
+        self.write("end", step=step, stop_reason=history.stop_reason, seconds=seconds, predictions=predictions)
+
+    def write(self, event, **values):
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        # Opened each time: there is nothing to close where the run ends by an exception.
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
+
+    def mend(self):
+        """End the last line, where a run that was killed left it open."""
+        with open(self.path, "ab+") as file:
+            if file.tell():
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+
+
+class Progress:
+    """Where the run is: one line that is written over on a terminal, by tqdm if it is installed (extra: progress); else
+    a line for each log.
+
+    file: to write to (default: sys.stdout when the run starts).  unit: of predictions.
+    """
+
+    def __init__(self, file=None, unit="tokens"):
+        self.file, self.unit = file, unit
+        self.bar = self.stretch = None
+
+    def on_start(self, trainer):
+        self.out = self.file or sys.stdout
+        self.terminal = self.out.isatty()
+        self.stretch, self.validation, self.drawn = _Stretch(trainer), "", -math.inf
+        self.began = self.stretch.before
+        if self.terminal:
+            self.bar = self.make_bar(trainer)
+
+    def make_bar(self, trainer):
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return None
+
+        class Bar(tqdm):
+            monitor_interval = 0        # no thread: a process that forks is better off without
+
+        return Bar(
+            total=trainer.total_steps, initial=len(trainer.history), file=self.out, unit="step", dynamic_ncols=True,
+            mininterval=REDRAW_SECONDS,
+        )
+
+    def on_log(self, trainer):
+        if self.bar is None and self.terminal:
+            # The last line is always drawn.
+            if time.monotonic() - self.drawn < REDRAW_SECONDS and len(trainer.history) < trainer.total_steps:
+                return
+            self.drawn = time.monotonic()
+        now = self.stretch.take(trainer)
+        numbers = (
+            f"loss {now['loss']:.4f}  lr {now['lr']:.6f}  norm {now['norm']:.3f}  "
+            f"{now['per_second']:,.0f} {self.unit}/s{self.validation}"
+        )
+        if self.bar is not None:
+            self.bar.set_postfix_str(numbers, refresh=False)
+            self.bar.update(now["step"] - self.bar.n)
+            return
+        total = f"{now['total_steps']:,}"
+        line = f"step {now['step']:>{len(total)},}/{total}  {numbers}"
+        if self.terminal:
+            line = f"{line}  {self.left(now)}"[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\x1b[K{line}", end="", file=self.out, flush=True)
+        else:
+            print(line, file=self.out, flush=True)
+
+    def left(self, now):
+        """The time that is left, at the speed of the whole run."""
+        each = (now["seconds"] - self.began[2]) / max(now["step"] - self.began[0], 1)
+        seconds = round(each * (now["total_steps"] - now["step"]))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+
+    def on_evaluate(self, trainer, step, loss):
+        self.validation = f"  val {loss:.4f}"
+
+    def on_end(self, trainer):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+        elif self.terminal:
+            print(file=self.out, flush=True)
+
+
+class TensorBoard:
+    """Writes loss/train, loss/validation, lr, norm, clipped and per_second, as JsonLog has them, for TensorBoard
+    (extra: tensorboard).
+
+    logdir: a folder for the events; it is made.  Raises ImportError without tensorboardX.
+    """
+
+    def __init__(self, logdir):
+        # Now rather than after on_start: what is missing should be said before any work is done.
+        self.make_writer = extras.load("tensorboardX", "tensorboard", "a TensorBoard log").SummaryWriter
+        self.logdir = logdir
+        self.writer = None
+
+    def on_start(self, trainer):
+        self.writer = self.make_writer(str(self.logdir))
+        self.stretch = _Stretch(trainer)
+
+    def on_log(self, trainer):
+        now = self.stretch.take(trainer)
+        self.writer.add_scalar("loss/train", now["loss"], now["step"])
+        for name in ("lr", "norm", "clipped", "per_second"):
+            self.writer.add_scalar(name, now[name], now["step"])
+
+    def on_evaluate(self, trainer, step, loss):
+        self.writer.add_scalar("loss/validation", loss, step)
+
+    def on_end(self, trainer):
+        self.writer.close()

@@ -1,0 +1,286 @@
+"""The callbacks: what they write, in a terminal and out of one, and that a resumed or broken run leaves it whole."""
+
+import builtins
+import io
+import json
+import re
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import fastloop as fl
+from fastloop.callbacks import JsonLog, Progress, TensorBoard
+
+DOCS = fl.load_docs()
+TOK = fl.CharTokenizer(DOCS)
+
+
+def make_trainer(lr=0.01, optimizer=None):
+    optimizer = optimizer or fl.Adam(lr=lr)
+    return fl.Trainer(fl.BigramLM(TOK.vocab_size), optimizer, tokenizer=TOK, schedule=fl.schedules.linear(), clip_norm=0.5)
+
+
+def fit(*callbacks, steps=100, log_every=10, **arguments):
+    trainer = make_trainer()
+    trainer.fit(DOCS[:200], steps=steps, log_every=log_every, callbacks=callbacks, **arguments)
+    return trainer
+
+
+def read(path):
+    return [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def no_tqdm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+
+
+# --- JsonLog
+
+def test_json_log(tmp_path):
+    path = tmp_path / "run.jsonl"
+    trainer = fit(JsonLog(path), validation=DOCS[:20], eval_every=50)
+    history, lines = trainer.history, read(path)
+    assert [line["event"] for line in lines[:2]] == ["start", "log"]
+    assert lines[0] == {
+        "event": "start", "step": 0, "total_steps": 100, "model": repr(trainer.model), "optimizer": repr(trainer.optimizer)
+    }
+    logs = [line for line in lines if line["event"] == "log"]
+    assert [log["step"] for log in logs] == [1, *range(10, 101, 10)]
+    before = 0
+    for log in logs:
+        step = log["step"]
+        assert log["loss"] == history.loss[before:step].mean()
+        assert log["clipped"] == history.clipped[before:step].sum()
+        assert (log["lr"], log["norm"], log["seconds"]) == tuple(
+            getattr(history, name)[step - 1] for name in ("lr", "norm", "seconds")
+        )
+        assert log["total_steps"] == 100
+        before = step
+    assert sum(log["clipped"] for log in logs) == history.clipped.sum() > 0
+    assert logs[-1]["predictions"] == history.predictions
+    spent = logs[-1]["seconds"] - logs[-2]["seconds"]
+    assert logs[-1]["per_second"] == (logs[-1]["predictions"] - logs[-2]["predictions"]) / spent
+    assert [(line["step"], line["loss"]) for line in lines if line["event"] == "evaluate"] == history.evaluations
+    assert lines[-1] == {
+        "event": "end", "step": 100, "stop_reason": "finished", "seconds": history.seconds[-1],
+        "predictions": history.predictions,
+    }
+
+
+def test_json_log_adds_to_the_file_of_a_broken_run(tmp_path):
+    path = tmp_path / "run.jsonl"
+    fit(JsonLog(path))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])                       # killed in the middle of a line
+    fit(JsonLog(path))
+    first, second = path.read_bytes()[: len(whole) - 20], path.read_bytes()[len(whole) - 20 :]
+    assert first == whole[:-20]
+    assert second.startswith(b'\n{"event": "start"')
+    assert [json.loads(line)["event"] for line in second.splitlines()[1:]] == ["start", *["log"] * 11, "end"]
+
+
+def test_json_log_of_a_resumed_run(tmp_path):
+    path, run = tmp_path / "run.jsonl", tmp_path / "run.npz"
+
+    class Stop:
+        def on_log(self, trainer):
+            if trainer.steps == 50:
+                trainer.stop("enough")
+
+    fit(JsonLog(path), Stop(), save=run)
+    trainer = fl.Trainer.load(run)
+    trainer.resume(DOCS[:200], log_every=10, callbacks=[JsonLog(path)])
+    lines = read(path)
+    assert [(line["event"], line["step"]) for line in lines] == [
+        ("start", 0), ("log", 1), *(("log", step) for step in range(10, 51, 10)), ("end", 50),
+        ("start", 50), *(("log", step) for step in range(60, 101, 10)), ("end", 100),
+    ]
+    assert lines[6]["loss"] == trainer.history.loss[40:50].mean()
+    assert lines[9]["loss"] == trainer.history.loss[50:60].mean()
+
+
+def test_json_log_of_values_that_json_does_not_have(tmp_path):
+    log = JsonLog(tmp_path / "run.jsonl")
+    log.on_evaluate(None, 3, float("nan"))
+    log.on_evaluate(None, 4, float("inf"))
+    log.on_evaluate(None, 5, 0.1 + 0.2)
+    assert [line["loss"] for line in read(log.path)] == [None, None, 0.30000000000000004]
+
+
+def test_json_log_is_whole_after_every_event(tmp_path):
+    path, seen = tmp_path / "run.jsonl", []
+
+    class Look:
+        def on_log(self, trainer):
+            seen.append(len(read(path)))
+
+    with pytest.raises(ZeroDivisionError):
+        class Break(Look):
+            def on_log(self, trainer):
+                super().on_log(trainer)
+                if trainer.steps == 30:
+                    _ = 1 / 0
+
+        fit(JsonLog(path), Break())
+    assert seen == [2, 3, 4, 5]
+    assert len(read(path)) == 5
+
+
+def test_json_log_where_nothing_can_be_written(tmp_path):
+    trainer = make_trainer()
+    with pytest.raises(FileNotFoundError):
+        trainer.fit(DOCS, steps=10, log_every=1, callbacks=[JsonLog(tmp_path / "no" / "run.jsonl")])
+    assert trainer.steps == 0
+
+
+# --- Progress
+
+LINE = r"step +{step}/100  loss \d\.\d{{4}}  lr 0\.\d{{6}}  norm \d\.\d{{3}}  [\d,]+ tokens/s"
+
+
+def test_progress_into_a_file_is_a_plain_line_for_each_log(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    trainer = fit(Progress(), validation=DOCS[:20], eval_every=50)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 11
+    for line, step in zip(lines, [1, *range(10, 101, 10)], strict=True):
+        assert re.match(LINE.format(step=step), line), line
+    assert "val" not in lines[5]                        # step 50 is evaluated after its line
+    assert lines[6].endswith(f"  val {trainer.history.evaluations[0][1]:.4f}")
+    assert f"loss {trainer.history.loss[90:].mean():.4f}  lr {trainer.history.lr[-1]:.6f}" in lines[-1]
+
+
+@pytest.mark.usefixtures("no_tqdm")
+def test_progress_on_a_terminal_writes_one_line_over_and_over(monkeypatch):
+    monkeypatch.setattr("fastloop.callbacks.REDRAW_SECONDS", 0.0)
+    monkeypatch.setenv("COLUMNS", "200")
+    out = Terminal()
+    fit(Progress(out))
+    text = out.getvalue()
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    drawn = text[:-1].split("\r\x1b[K")
+    assert drawn[0] == ""
+    assert len(drawn) == 12
+    for line, step in zip(drawn[1:], [1, *range(10, 101, 10)], strict=True):
+        assert re.fullmatch(LINE.format(step=step) + r"  \d:\d\d:\d\d left", line), line
+    assert drawn[-1].endswith("0:00:00 left")
+
+
+@pytest.mark.usefixtures("no_tqdm")
+def test_progress_fits_the_terminal_and_is_not_redrawn_all_the_time(monkeypatch):
+    monkeypatch.setattr("fastloop.callbacks.REDRAW_SECONDS", 1000.0)
+    monkeypatch.setenv("COLUMNS", "40")
+    out = Terminal()
+    trainer = fit(Progress(out))
+    drawn = out.getvalue()[:-1].split("\r\x1b[K")[1:]
+    assert [len(line) for line in drawn] == [39, 39]    # the first and the last
+    assert drawn[1].startswith(f"step 100/100  loss {trainer.history.loss[1:].mean():.4f}")
+
+
+def test_the_time_that_is_left():
+    progress = Progress()
+    progress.began = (100, 0, 5.0)
+    assert progress.left({"step": 200, "total_steps": 400, "seconds": 105.0}) == "0:03:20 left"
+    assert progress.left({"step": 101, "total_steps": 10_101, "seconds": 6.0}) == "2:46:40 left"
+    assert progress.left({"step": 100, "total_steps": 100, "seconds": 5.0}) == "0:00:00 left"
+
+
+def test_progress_through_tqdm():
+    pytest.importorskip("tqdm", reason="needs the extra progress: pip install 'fastloop[progress]'")
+    out, threads = Terminal(), threading.active_count()
+    trainer = fit(Progress(out, unit="letters"), validation=DOCS[:20], eval_every=50)
+    last = re.split(r"[\r\n]", out.getvalue().rstrip())[-1]
+    assert last.startswith("100%")
+    assert "100/100" in last
+    assert f"norm {trainer.history.norm[-1]:.3f}" in last
+    assert "letters/s" in last
+    assert f"val {trainer.history.evaluations[0][1]:.4f}" in last
+    assert threading.active_count() == threads
+
+
+def test_progress_of_a_resumed_run(no_tqdm, tmp_path):
+    class Stop:
+        def on_log(self, trainer):
+            trainer.stop("enough")
+
+    fit(Stop(), save=tmp_path / "run.npz", log_every=50)
+    out = io.StringIO()
+    fl.Trainer.load(tmp_path / "run.npz").resume(DOCS[:200], log_every=50, callbacks=[Progress(out)])
+    assert re.findall(r"step +(\d+)/100", out.getvalue()) == ["50", "100"]
+
+
+# --- TensorBoard
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboardX", reason="needs the extra tensorboard: pip install 'fastloop[tensorboard]'")
+    trainer = fit(TensorBoard(tmp_path / "events"), validation=DOCS[:20], eval_every=50)
+    (file,) = (tmp_path / "events").iterdir()
+    values = events(file)
+    assert set(values) == {"loss/train", "loss/validation", "lr", "norm", "clipped", "per_second"}
+    assert [step for step, _ in values["lr"]] == [1, *range(10, 101, 10)]
+    np.testing.assert_allclose([x for _, x in values["lr"]], trainer.history.lr[[0, *range(9, 100, 10)]], rtol=1e-6)
+    assert values["loss/train"][-1][1] == pytest.approx(trainer.history.loss[90:].mean(), rel=1e-6)
+    assert values["loss/validation"] == [(s, pytest.approx(x, rel=1e-6)) for s, x in trainer.history.evaluations]
+
+
+def test_tensorboard_has_what_came_before_a_failure(tmp_path):
+    pytest.importorskip("tensorboardX", reason="needs the extra tensorboard: pip install 'fastloop[tensorboard]'")
+
+    class Break:
+        def on_log(self, trainer):
+            if trainer.steps == 30:
+                raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        fit(TensorBoard(tmp_path / "events"), Break())
+    (file,) = (tmp_path / "events").iterdir()
+    assert [step for step, _ in events(file)["lr"]] == [1, 10, 20, 30]
+
+
+def events(file):
+    """tag -> [(step, value)] of an event file: records of length, checksum, data, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, values = file.read_bytes(), {}
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
+        for value in event.summary.value:
+            values.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return values
+
+
+# --- all of them
+
+def test_callbacks_leave_the_run_as_it_is(tmp_path, monkeypatch):
+    plain = fit(log_every=0)
+    watched = fit(JsonLog(tmp_path / "run.jsonl"), Progress(io.StringIO()), Progress(Terminal()))
+    assert watched.model.params.flat.tobytes() == plain.model.params.flat.tobytes()
+    assert watched.history.loss.tobytes() == plain.history.loss.tobytes()
+    for callback in (JsonLog("x"), Progress()):
+        assert not hasattr(callback, "on_step")
+
+
+def test_importing_tqdm_fails_softly(monkeypatch):
+    real = builtins.__import__
+
+    def broken(name, *arguments, **keywords):
+        if name == "tqdm":
+            raise ImportError("broken")
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    out = Terminal()
+    fit(Progress(out))
+    assert "100/100" in out.getvalue()
