@@ -64,7 +64,7 @@ class Model:
     def load_safetensors(self, path):
         """Take the parameters from a file that holds tensors of these names and shapes, and no others.
 
-        float32 and float16 are widened.  Raises ValueError before any change where it does not fit (extra: safetensors).
+        float32 and float16 are widened.  Raises ValueError before any change where it does not fit (extra as above).
         """
         tensors = _safetensors().load_file(path)
         if set(tensors) != set(self.params):

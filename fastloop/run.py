@@ -98,13 +98,14 @@ class Run:
                     history.stop_reason = "diverged"
                     trainer.diverged(losses[taken], norms[taken], lrs[taken], history.norm[-5:].tolist(), history)
                 chunk = max(1, int(count * CHUNK_SECONDS / max(after - before, 1e-9)))
-                call(callbacks, "on_step", trainer)
-                if log_every and (done == 1 or done % log_every == 0 or done == self.steps):
-                    call(callbacks, "on_log", trainer)
                 if validation is not None and (done % self.eval_every == 0 or done == self.steps):
                     self.evaluate(trainer, validation, callbacks, save)
                 if self.tol and done % self.sampler.steps_per_epoch == 0:
                     self.check_converged(trainer)
+                # From here on the step is complete: what a callback saves goes on to the same bits.
+                call(callbacks, "on_step", trainer)
+                if log_every and (done == 1 or done % log_every == 0 or done == self.steps):
+                    call(callbacks, "on_log", trainer)
                 if interrupt.seen:
                     trainer.stop_reason, history.interrupted = "interrupted", True
                 if save and save_every and done % save_every == 0 and done < self.steps:

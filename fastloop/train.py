@@ -189,7 +189,7 @@ class StepLines:
         if self.terminal:
             print(f"\r\x1b[K{line}", end="", flush=True)
         else:
-            print(line)
+            print(line, flush=True)
 
     def on_end(self, trainer):
         if self.terminal:

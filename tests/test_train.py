@@ -227,7 +227,7 @@ def test_ctrl_c_saves_and_exits_with_130(tmp_path):
         [*COMMAND, "--steps", "100000000", "--save", "run.npz", "--log-every", "1000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, text=True,
     )
-    while not process.stdout.readline().startswith("step 1,000") and process.poll() is None:
+    while not re.match("step +1,000/", process.stdout.readline()) and process.poll() is None:
         pass
     sent = time.monotonic()
     process.send_signal(signal.SIGINT)

@@ -428,7 +428,7 @@ def test_callbacks_are_called_by_name():
             calls.append("end")
 
     make().fit(DOCS, steps=25, log_every=10, validation=DOCS[:10], eval_every=20, callbacks=[Spy()])
-    assert calls == ["start", 1, 10, 20, ("evaluate", 20), 25, ("evaluate", 25), "end"]
+    assert calls == ["start", 1, 10, ("evaluate", 20), 20, ("evaluate", 25), 25, "end"]
 
 
 def test_a_callback_that_raises_ends_the_run_at_a_whole_step():
