@@ -183,7 +183,7 @@ class TensorBoard:
         self.writer = None
 
     def on_start(self, trainer):
-        self.writer = self.make_writer(str(self.logdir))
+        self.writer = self.make_writer(str(self.logdir), flush_secs=5)
         self.stretch = _Stretch(trainer)
 
     def on_log(self, trainer):

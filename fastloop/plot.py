@@ -16,6 +16,7 @@ ticker = extras.load("matplotlib.ticker", "plot", "a picture of the run")
 # Of the colours of Okabe and Ito, which the colour-blind can tell apart; line styles and marks differ as well.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#555555"
 POINTS = 2000       # drawn of a line: more than a picture has columns, however long the run
+LOG_LIMIT = 575.0   # natural logarithm of 1e250, past which nothing is shown
 WIDE_RANGE = 30.0   # largest over smallest, from which a logarithmic scale shows more of a loss
 
 
@@ -114,7 +115,11 @@ def _legend(ax):
 
 
 def _logarithmic(ax, shown):
-    """A logarithmic scale whose marks are plain numbers."""
+    """A logarithmic scale over `shown`, whose marks are plain numbers."""
+    low, high = np.log(shown.min()), np.log(shown.max())
+    margin = 0.05 * (high - low) + 0.05
+    # Set by hand: where a run diverged to 1e300, matplotlib's own margins and marks overflow.
+    ax.set_ylim(np.exp(max(low - margin, -LOG_LIMIT)), np.exp(min(high + margin, LOG_LIMIT)))
     ax.set_yscale("log")
     narrow = shown.max() <= WIDE_RANGE * shown.min()
     ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if narrow else (1,)))

@@ -6,6 +6,8 @@ import sys
 import time
 
 from . import checkpoint, config, data, errors, models, optim, schedules, tokenizer
+from .callbacks import JsonLog, Progress, TensorBoard
+from .diagnose import diagnose
 from .trainer import Trainer
 
 SCHEDULES = ("constant", "linear", "cosine", "exponential", "one_cycle", "warmup_stable_decay")
@@ -164,38 +166,6 @@ def read_config(path):
     return arguments
 
 
-class StepLines:
-    """Prints a line at each log: over itself on a terminal, one below the other into a file."""
-
-    def __init__(self):
-        self.terminal = sys.stdout.isatty()
-        self.before = None              # steps, predictions and seconds at the last line
-
-    def on_start(self, trainer):
-        history = trainer.history
-        self.before = (len(history), history.predictions, history.seconds[-1] if len(history) else 0.0)
-
-    def on_log(self, trainer):
-        history, total = trainer.history, f"{trainer.total_steps:,}"
-        now = (len(history), history.predictions, history.seconds[-1])
-        steps, predictions, seconds = (a - b for a, b in zip(now, self.before, strict=True))
-        self.before = now
-        line = (
-            f"step {now[0]:>{len(total)},}/{total}  loss {history.mean_loss(steps):.4f}  "
-            f"lr {history.lr[-1]:.6f}  norm {history.norm[-1]:.3f}  {predictions / max(seconds, 1e-9):,.0f} tokens/s"
-        )
-        if history.evaluations:
-            line += f"  val {history.evaluations[-1][1]:.4f}"
-        if self.terminal:
-            print(f"\r\x1b[K{line}", end="", flush=True)
-        else:
-            print(line, flush=True)
-
-    def on_end(self, trainer):
-        if self.terminal:
-            print(flush=True)
-
-
 class Samples:
     """Prints a sample every so many steps, from a random stream of its own."""
 
@@ -251,16 +221,12 @@ def load_data(args):
 
 
 def make_callbacks(args, options):
-    callbacks = [] if args.quiet else [StepLines()]
+    callbacks = [] if args.quiet else [Progress()]
     if args.sample_every:
         callbacks.append(Samples(args.sample_every, args.seed, options))
     if args.log:
-        from .callbacks import JsonLog
-
         callbacks.append(JsonLog(args.log))
     if args.tensorboard:
-        from .callbacks import TensorBoard
-
         callbacks.append(TensorBoard(args.tensorboard))
     return callbacks
 
@@ -340,8 +306,6 @@ def run(args, given):
     if args.plot:
         history.plot(args.plot, baseline=baseline)
     if args.diagnose:
-        from .diagnose import diagnose
-
         findings = diagnose(trainer)
         for finding in findings:
             print(f"{'diagnosis':12}{finding}")

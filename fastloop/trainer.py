@@ -311,6 +311,8 @@ class Trainer:
             description = dict(meta["optimizer"])
             t = description.pop("t")
             optimizer = OPTIMIZERS[description.pop("class")](**description)
+            if optimizer.config.keys() != description.keys():
+                raise KeyError(*(optimizer.config.keys() ^ description.keys()))
             if schedule is None:
                 if meta["schedule"] is None:
                     raise CheckpointError(f"{path}: its schedule is the user's own function: say schedule=...")

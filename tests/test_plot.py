@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,5 +137,6 @@ def test_nothing_global_is_touched(tmp_path):
         "import matplotlib; before = dict(matplotlib.rcParams); h.plot('x.png')\n"
         "assert 'matplotlib.pyplot' not in sys.modules; assert dict(matplotlib.rcParams) == before"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=tmp_path)
+    path = {"PYTHONPATH": str(Path(plot.__file__).parents[1]), "MPLBACKEND": "tkagg"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=tmp_path, env=path)
     assert (tmp_path / "x.png").exists()
