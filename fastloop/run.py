@@ -67,7 +67,7 @@ class Run:
         schedule, origin = trainer.schedule, 0
         if hasattr(schedule, "for_steps"):
             schedule, origin = schedule.for_steps(self.steps), self.start
-        clip_norm = inf if trainer.clip_norm is None else trainer.clip_norm
+        clip_norm, clip_value = trainer.clip_norm or inf, trainer.clip_value or inf
         every_step = any(hasattr(callback, "on_step") for callback in callbacks)
         pauses = [n for n in (log_every, save_every, self.eval_every, self.tol and self.sampler.steps_per_epoch) if n]
         chunk = max(1, FIRST_CHUNK_WORK // (trainer.model.num_params * self.batch_size * self.accumulate))
@@ -81,16 +81,18 @@ class Run:
                 count = min([count, *(n - done % n for n in pauses)])
                 steps, lr = range(trainer.steps - origin, trainer.steps - origin + count), trainer.optimizer.lr
                 lrs = np.array([lr * schedule(step) for step in steps], np.float64)
-                losses, norms = np.empty(count), np.empty(count)
+                losses, norms, clipped = np.empty(count), np.empty(count), np.empty(count, np.uint8)
                 indices, splits = self.sampler.take(done, count)
                 before = time.perf_counter()
-                taken = trainer.loop.run(batch, indices, splits, self.accumulate, lrs, clip_norm, losses, norms)
+                taken = trainer.loop.run(
+                    batch, indices, splits, self.accumulate, lrs, clip_norm, losses, norms, clip_value, clipped
+                )
                 after = time.perf_counter()
                 trainer.steps += taken
                 done += taken
                 history.predictions += data.predictions(indices[: splits[taken * self.accumulate]])
                 history.extend(
-                    loss=losses[:taken], lr=lrs[:taken], norm=norms[:taken], clipped=norms[:taken] > clip_norm,
+                    loss=losses[:taken], lr=lrs[:taken], norm=norms[:taken], clipped=clipped[:taken],
                     seconds=before - began + (after - before) / count * np.arange(1, taken + 1),
                 )
                 if taken < count:

@@ -65,6 +65,7 @@ FLAGS = {
         "momentum": (float, 0.0, "of sgd"),
         "weight-decay": (float, 0.0, "decoupled with adamw"),
         "clip-norm": (float, None, "largest global gradient norm (default: any)"),
+        "clip-value": (float, None, "largest magnitude of a single gradient (default: any)"),
         "seed": (count, 42, "of weights, split, order and samples"),
         "threads": (size, None, "at most so many (default: the CPUs at hand)"),
     },
@@ -203,7 +204,8 @@ def make_trainer(args, docs):
         schedule = getattr(schedules, args.schedule)()
         schedule = schedules.warmup(args.warmup, schedule) if args.warmup else schedule
     return Trainer(
-        model, optimizer, tokenizer=tok, schedule=schedule, clip_norm=args.clip_norm, grad_accum=args.grad_accum
+        model, optimizer, tokenizer=tok, schedule=schedule, clip_norm=args.clip_norm, clip_value=args.clip_value,
+        grad_accum=args.grad_accum,
     )
 
 

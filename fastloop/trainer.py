@@ -25,15 +25,20 @@ class Trainer:
 
     model: BigramLM, ...  optimizer: Adam, AdamW or SGD (default Adam()); its lr is multiplied by the schedule.
     tokenizer: turns documents into ids, for language models.  schedule: a function of the step, see
-    fastloop.schedules (default constant).  clip_norm: largest global gradient norm, or None.  grad_accum: batches whose
-    gradients are averaged before a step.
+    fastloop.schedules (default constant).  clip_norm: largest global gradient norm, or None.  clip_value: largest
+    magnitude of a single gradient, or None.  grad_accum: batches whose gradients are averaged before a step.
 
     Attributes: steps (taken so far), history and total_steps (of the last fit), loop (the compiled step).
     """
 
-    def __init__(self, model, optimizer=None, *, tokenizer=None, schedule=None, clip_norm=None, grad_accum=1):
-        if clip_norm is not None and not 0.0 < clip_norm < inf:
-            raise ValueError(f"clip_norm = {clip_norm} must be a finite number > 0, or None")
+    def __init__(
+        self, model, optimizer=None, *, tokenizer=None, schedule=None, clip_norm=None, clip_value=None, grad_accum=1
+    ):
+        for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if value is not None and not 0.0 < value < inf:
+                raise ValueError(f"{name} = {value} must be a finite number > 0, or None")
+        if clip_norm is not None and clip_value is not None:
+            raise ValueError(f"clip_norm = {clip_norm} and clip_value = {clip_value}: say one of them")
         if isinstance(grad_accum, bool) or not isinstance(grad_accum, int) or grad_accum < 1:
             raise ValueError(f"grad_accum = {grad_accum!r} must be an int of at least 1")
         if schedule is not None and not callable(schedule):
@@ -43,6 +48,7 @@ class Trainer:
         self.tokenizer = tokenizer
         self.schedule = schedules.constant() if schedule is None else schedule
         self.clip_norm = clip_norm
+        self.clip_value = clip_value
         self.grad_accum = grad_accum
         self.steps = 0
         self.history = None
@@ -109,16 +115,31 @@ class Trainer:
         Returns the norm before.  Raises DivergenceError, the gradients untouched, where it is not finite.
         """
         max_norm = self.clip_norm if max_norm is None else max_norm
-        if max_norm is None or not 0.0 < max_norm < inf:
-            raise ValueError(f"max_norm = {max_norm} must be a finite number > 0")
-        if self._stage not in (BACKWARD, CLIPPED):
-            why = "the step has already used the gradients" if self._stage == STEPPED else "there are none to clip"
-            raise OrderError(f"clip_grad_norm() was called after {self._stage}, expected backward(): {why}")
-        norm = self._finish_gradient()
+        norm = self._gradient_to_clip("clip_grad_norm", "max_norm", max_norm)
         if norm > max_norm:
             self.loop.scale_grads(max_norm / norm)
         self._stage = CLIPPED
         return norm
+
+    def clip_grad_value(self, max_abs=None):
+        """Bring every single gradient into [-max_abs, max_abs] (default: the trainer's clip_value).
+
+        Returns the global norm before.  Raises as clip_grad_norm does.
+        """
+        max_abs = self.clip_value if max_abs is None else max_abs
+        norm = self._gradient_to_clip("clip_grad_value", "max_abs", max_abs)
+        self.loop.clip_value(max_abs)
+        self._stage = CLIPPED
+        return norm
+
+    def _gradient_to_clip(self, what, name, limit):
+        """The norm of a finished gradient that may be clipped to `limit`."""
+        if limit is None or not 0.0 < limit < inf:
+            raise ValueError(f"{name} = {limit} must be a finite number > 0")
+        if self._stage not in (BACKWARD, CLIPPED):
+            why = "the step has already used the gradients" if self._stage == STEPPED else "there are none to clip"
+            raise OrderError(f"{what}() was called after {self._stage}, expected backward(): {why}")
+        return self._finish_gradient()
 
     def step(self):
         """Update the parameters from the gradients, which are left as they are; returns the learning rate used.
@@ -289,8 +310,8 @@ class Trainer:
             "optimizer": {"class": type(optimizer).__name__, "t": optimizer.t, **optimizer.config},
             "schedule": getattr(self.schedule, "spec", None),
             "tokenizer": None if self.tokenizer is None else self.tokenizer.to_dict(),
-            "clip_norm": self.clip_norm, "grad_accum": self.grad_accum, "steps": self.steps,
-            "notes": self.notes, "run": None,
+            "clip_norm": self.clip_norm, "clip_value": self.clip_value, "grad_accum": self.grad_accum,
+            "steps": self.steps, "notes": self.notes, "run": None,
         }
         if self._run is not None:
             run_arrays, meta["run"] = self._run.to_arrays()
@@ -320,7 +341,7 @@ class Trainer:
             tok = None if meta["tokenizer"] is None else CharTokenizer.from_dict(meta["tokenizer"])
             trainer = cls(
                 model, optimizer, tokenizer=tok, schedule=schedule, clip_norm=meta["clip_norm"],
-                grad_accum=meta["grad_accum"],
+                clip_value=meta["clip_value"], grad_accum=meta["grad_accum"],
             )
             for prefix, params in {"params": model.params, **optimizer.flats}.items():
                 for name in params:

@@ -221,6 +221,28 @@ def test_clip_grad_norm_scales_to_the_norm():
             trainer.clip_grad_norm(bad)
 
 
+def test_clipping_by_value_by_hand_and_in_fit_gives_the_same_bits():
+    one, many = make(), make(clip_value=0.01)
+    history = many.fit(DOCS[:50], steps=40, batch_size=2)
+    norms, clipped = [], []
+    for step in range(40):
+        one.zero_grad()
+        one.forward(one.batch([DOCS[(2 * step + i) % 50] for i in range(2)]))
+        one.backward()
+        expected = np.clip(one.model.grads.flat, -0.01, 0.01)
+        clipped.append(not np.array_equal(expected, one.model.grads.flat))
+        norms.append(one.clip_grad_value(0.01))
+        assert np.array_equal(one.model.grads.flat, expected)
+        one.step()
+    assert np.array_equal(one.model.params.flat, many.model.params.flat)
+    assert np.array_equal(history.norm, norms)
+    assert np.array_equal(history.clipped, clipped)
+    with pytest.raises(fl.OrderError, match=r"clip_grad_value\(\) was called after step"):
+        one.clip_grad_value(0.01)
+    with pytest.raises(ValueError, match="say one of them"):
+        make(clip_norm=1.0, clip_value=1.0)
+
+
 def test_linear_takes_its_length_from_fit():
     trainer = make(schedule=fl.schedules.linear())
     assert np.array_equal(trainer.fit(DOCS, steps=10).lr, 0.01 * (1 - np.arange(10) / 10))
