@@ -5,6 +5,7 @@ from .config import get_num_threads, set_num_threads, show_config
 from .data import bigram_baseline, load_docs, load_text, split_docs
 from .diagnose import diagnose
 from .errors import CheckpointError, DataError, DivergenceError, FastloopError, OrderError
+from .gradcheck import gradcheck
 from .history import History
 from .lr_find import lr_find
 from .models import GPT, MLP, BigramLM, LinearRegression, SoftmaxRegression
@@ -37,6 +38,7 @@ __all__ = [
     "callbacks",
     "diagnose",
     "get_num_threads",
+    "gradcheck",
     "kernels",
     "load_docs",
     "load_text",

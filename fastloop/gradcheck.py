@@ -1,0 +1,247 @@
+"""Is the gradient right?  Analytic gradients against numerical ones, for fastloop's models and for users' own."""
+
+import math
+import numbers
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+
+from . import _core
+from ._check import number
+
+EPS = float(np.finfo(np.float64).eps)
+COMPLEX_STEP = 1e-30
+STEP = 2.0**-17     # about the cube root of EPS: truncation, h^2, balances rounding, eps / h
+
+# The derivative is the sum of weight times loss(p + offset h), over h; each formula as pairs (offset, weight).  Those
+# from one side do not see a kink (ReLU, max) on the other.
+CENTRAL = ((1, 0.5), (-1, -0.5))
+FORWARD = ((0, -1.5), (1, 2.0), (2, -0.5))
+BACKWARD = ((0, 1.5), (-1, -2.0), (-2, 0.5))
+
+
+class GradCheck:
+    """The outcome of a check; true where no gradient is wrong.
+
+    errors: dict of name -> largest error in that tensor, relative to its largest numerical gradient; infinite where
+    something is not a number.  worst: dict of name -> (index, analytic, numerical) where that error is.
+    max_error: the largest of errors.  wrong: names of the tensors with an error beyond tol (and the rounding of the
+    differences).  ok: whether there are none.
+    method: "complex step" or "central differences".  tol: as used.  checked: elements looked at.
+    """
+
+    def __init__(self, method, tol, errors, worst, wrong, checked):
+        self.method, self.tol, self.checked = method, tol, checked
+        self.errors, self.worst, self.wrong = errors, worst, wrong
+        self.max_error, self.ok = max(errors.values()), not wrong
+
+    def __bool__(self):
+        return self.ok
+
+    def __repr__(self):
+        width = max(map(len, self.errors))
+        verdict = "ok" if self.ok else f"WRONG in {len(self.wrong)} of {len(self.errors)} tensors"
+        lines = [f"gradcheck {verdict}: {self.checked:,} elements by {self.method}, tol {self.tol:g}"]
+        for name, error in self.errors.items():
+            index, analytic, numerical = self.worst[name]
+            lines.append(
+                f"{'!' if name in self.wrong else ' '} {name:{width}}  error {error:.1e} at {list(index)}: "
+                f"analytic {analytic:.9g}, numerical {numerical:.9g}"
+            )
+        return "\n".join(lines)
+
+
+def gradcheck(model_or_loss, batch_or_params, grads=None, *, tol=None, samples=None, seed=0):
+    """Compare analytic gradients with numerical ones; returns a GradCheck.
+
+    gradcheck(model, batch): one of fastloop's models and a batch for it (trainer.batch(docs)), by central differences
+    through the compiled forward pass.  Parameters and gradients are left as they were.
+
+    gradcheck(loss, params, grads): loss(params) is the user's function and returns one number; params is a float64
+    array, or a list, tuple or dict of them; grads are the analytic gradients in the same form.  loss is given copies in
+    that form.  Where it takes complex numbers the check is by complex step, exact to rounding, else by central
+    differences; which, is tried along one random direction.
+
+    samples: look at no more elements of each tensor, chosen at random by `seed`; None for all, at two losses an element
+    (by complex step, one).  tol: largest error, relative to the largest numerical gradient of the tensor; default 1e-10
+    by complex step, 1e-6 by differences.  Differences are also allowed their own rounding: 4 eps times the losses that
+    go in, over h.
+
+    A wrong gradient raises nothing: print what is returned, or look at .ok.  Raises TypeError or ValueError for
+    arguments that do not fit each other, and what loss raises.
+
+    Complex step: Im loss(p + ih) / h (Martins, Sturdza and Alonso, ACM TOMS 2003), h = 1e-30.  Central differences:
+    (loss(p + h) - loss(p - h)) / 2h, h = 2^-17 max(1, |p|); where they disagree the three-point formulas from either
+    side are tried, so that a kink nearby is not taken for an error.
+    """
+    if tol is not None:
+        number("tol", tol, 0.0)
+    if samples is not None:
+        number("samples", samples, 1, kind=numbers.Integral)
+    rng = np.random.default_rng(seed)
+    if hasattr(model_or_loss, "make_core"):
+        if grads is not None:
+            raise TypeError("one of fastloop's models computes its gradients itself; grads serves a loss function")
+        return _check_model(model_or_loss, batch_or_params, tol, samples, rng)
+    if not callable(model_or_loss):
+        raise TypeError(f"a model or a loss function is needed, got {model_or_loss!r}")
+    if grads is None:
+        raise TypeError("gradcheck(loss, params, grads): the gradients to check are missing")
+    return _check_loss(model_or_loss, batch_or_params, grads, tol, samples, rng)
+
+
+def _check_model(model, batch, tol, samples, rng):
+    if not isinstance(batch, _core.variant.Batch):
+        raise TypeError(f"batch is a {type(batch).__name__}; needed is what trainer.batch(...) makes")
+    loop = _core.variant.Loop(model.make_core(), None)
+    params, grads = model.params.flat.copy(), model.grads.flat.copy()
+    try:
+        loop.zero_grad()
+        loop.forward(batch)
+        loop.backward()
+        analytic = {name: g.copy() for name, g in model.grads.items()}
+        return _by_differences(dict(model.params), analytic, lambda: loop.forward(batch), tol, samples, rng)
+    finally:
+        model.params.flat[:], model.grads.flat[:] = params, grads
+
+
+def _check_loss(loss, params, grads, tol, samples, rng):
+    tensors = {name: _float64(name, p) for name, p in _leaves(params).items()}
+    analytic = {name: _float64(f"the gradient of {name}", g) for name, g in _leaves(grads).items()}
+    if analytic.keys() != tensors.keys():
+        raise ValueError(f"grads hold {', '.join(analytic)}; params hold {', '.join(tensors)}")
+    for name, p in tensors.items():
+        if analytic[name].shape != p.shape:
+            raise ValueError(f"the gradient of {name} has shape {analytic[name].shape}, {name} {p.shape}")
+
+    def value(arrays):
+        return _number(loss(_like(params, arrays)))
+
+    if not _takes_complex(loss, params, tensors, value, rng):
+        return _by_differences(tensors, analytic, lambda: value(tensors.values()), tol, samples, rng)
+    tensors = {name: p.astype(complex) for name, p in tensors.items()}
+
+    def slopes(flat, k):
+        p, flat[k] = flat[k], flat[k] + 1j * COMPLEX_STEP
+        slope = complex(loss(_like(params, tensors.values()))).imag / COMPLEX_STEP
+        flat[k] = p
+        yield slope, 0.0
+
+    return _compare(tensors, analytic, slopes, "complex step", 1e-10 if tol is None else tol, samples, rng)
+
+
+def _takes_complex(loss, params, tensors, value, rng):
+    """Whether the loss of complex params has the derivative of the loss in its imaginary part, along one direction."""
+    directions = [rng.normal(size=p.shape) for p in tensors.values()]
+    length = math.sqrt(sum((d * d).sum() for d in directions)) or 1.0
+    directions = [d / length for d in directions]
+
+    def moved(s):
+        return [p + s * d for p, d in zip(tensors.values(), directions, strict=True)]
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")      # NumPy only warns where it drops an imaginary part
+            loss_of_complex = loss(_like(params, moved(1j * COMPLEX_STEP)))
+    except Exception:       # whatever a function says that was written for real numbers
+        return False
+    if np.shape(loss_of_complex) != () or not np.iscomplexobj(loss_of_complex):
+        return False
+    slope = complex(loss_of_complex).imag / COMPLEX_STEP
+    s = np.zeros(1)
+    found = [_difference(lambda: value(moved(s[0])), s, 0, formula) for formula in (CENTRAL, FORWARD, BACKWARD)]
+    return any(abs(slope - difference) <= 1e-7 * abs(difference) + rounding for difference, rounding in found)
+
+
+def _by_differences(tensors, analytic, evaluate, tol, samples, rng):
+    def slopes(flat, k):
+        for formula in (CENTRAL, FORWARD, BACKWARD):
+            yield _difference(evaluate, flat, k, formula)
+
+    return _compare(tensors, analytic, slopes, "central differences", 1e-6 if tol is None else tol, samples, rng)
+
+
+def _difference(evaluate, flat, k, formula):
+    """The derivative of evaluate() by flat[k], which it reads, and how much of it may be rounding."""
+    p = float(flat[k])
+    h = STEP * max(1.0, abs(p))
+    total = rounding = 0.0
+    for offset, weight in formula:
+        flat[k] = p + offset * h
+        loss = evaluate()
+        total += weight * loss
+        rounding += abs(weight * loss)
+    flat[k] = p
+    return total / h, 4.0 * EPS * rounding / h
+
+
+def _compare(tensors, analytic, slopes, method, tol, samples, rng):
+    """slopes(flat, k) gives numerical derivatives by flat[k] with their rounding, one after the other while asked."""
+    errors, worst, wrong, checked = {}, {}, [], 0
+    for name, tensor in tensors.items():
+        if tensor.size == 0:
+            continue
+        flat, exact = tensor.reshape(-1), analytic[name].reshape(-1).tolist()
+        places = range(flat.size)
+        if samples is not None and samples < flat.size:
+            places = sorted(rng.choice(flat.size, samples, replace=False).tolist())
+        first = [next(slopes(flat, k)) for k in places]
+        largest = max((abs(slope) for slope, _ in first if math.isfinite(slope)), default=0.0)
+        found = []      # (error beyond rounding, error, place, slope)
+        for k, numerical in zip(places, first, strict=True):
+            error = _error(exact[k], *numerical)
+            if error[0] > tol * largest:
+                error = min(_error(exact[k], *numerical) for numerical in slopes(flat, k))
+            found.append((*error[:2], k, error[2]))
+        beyond, error, k, slope = max(found)
+        errors[name] = error / largest if largest else math.inf if error else 0.0
+        worst[name] = tuple(int(i) for i in np.unravel_index(k, tensor.shape)), exact[k], slope
+        if beyond > tol * largest:
+            wrong.append(name)
+        checked += len(found)
+    if not errors:
+        raise ValueError("params hold no element to check")
+    return GradCheck(method, tol, errors, worst, wrong, checked)
+
+
+def _error(exact, slope, rounding):
+    """(distance beyond rounding, distance, slope); what is not a number is infinitely far."""
+    error = abs(exact - slope)
+    if not math.isfinite(error):
+        return math.inf, math.inf, slope
+    return max(0.0, error - rounding), error, slope
+
+
+# The forms in which users hold parameters: one array, or a list, tuple or dict of them.
+
+def _leaves(value):
+    if isinstance(value, Mapping):
+        return {str(name): leaf for name, leaf in value.items()}
+    if isinstance(value, (list, tuple)):
+        return {f"params[{i}]": leaf for i, leaf in enumerate(value)}
+    return {"params": value}
+
+
+def _like(form, arrays):
+    """Copies of arrays in that form."""
+    copies = [np.array(a) for a in arrays]
+    if isinstance(form, Mapping):
+        return dict(zip(form, copies, strict=True))
+    if isinstance(form, (list, tuple)):
+        return tuple(copies) if isinstance(form, tuple) else copies
+    return copies[0]
+
+
+def _float64(name, x):
+    a = np.asarray(x)
+    if a.dtype != np.float64:
+        raise TypeError(f"{name} has dtype {a.dtype}; needed is float64, or the differences drown in rounding")
+    return np.array(a, order="C")
+
+
+def _number(loss):
+    """A loss as a float."""
+    if np.shape(loss) != ():
+        raise ValueError(f"loss returned an array of shape {np.shape(loss)}; needed is one number")
+    return float(loss)
