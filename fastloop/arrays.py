@@ -17,8 +17,6 @@ def pack_arrays(X, y, n_in, n_out, classes):
     if y is None:
         return variant.ArrayData(X)
     y = _class_ids(y, n_out) if classes else _matrix("y", y, n_out)
-    if len(y) != len(X):
-        raise ValueError(f"X has {len(X)} rows, y has {len(y)}")
     return variant.ArrayData(X, None, y) if classes else variant.ArrayData(X, y)
 
 
