@@ -244,7 +244,7 @@ FL_INLINE v8 v8_exp(v8 x) {
     return v8_where_less(x, v8_set(-708.0), v8_set(0.0), v8_fma(p, scale, scale));
 }
 
-/* tanh(x), within 2 ULP; NaN stays NaN.  With u = exp(-2 |x|) - 1, tanh(-|x|) = u / (2 + u); u comes from the two
+/* tanh(x), within 3 ULP; NaN stays NaN.  With u = exp(-2 |x|) - 1, tanh(-|x|) = u / (2 + u); u comes from the two
    parts of exp, 2^n (exp(r) - 1) + (2^n - 1), so that nothing cancels near 0.  Beyond |x| = 20 tanh is 1 to the
    last bit. */
 FL_INLINE v8 v8_tanh(v8 x) {

@@ -365,10 +365,10 @@ def test_one_column_is_named_by_row_alone():
 
 def test_prepared_data_of_another_model_is_refused():
     trainer = fl.Trainer(fl.SoftmaxRegression(2, 3))
-    wide, _ = fl.Trainer(fl.SoftmaxRegression(2, 5)).prepare(X4, [0, 1, 2, 4])
+    wide, _ = fl.Trainer(fl.SoftmaxRegression(2, 4)).prepare(X4, [0, 1, 2, 3])
     values, _ = fl.Trainer(fl.LinearRegression(2)).prepare(X4, np.ones(4))
     columns, _ = fl.Trainer(fl.SoftmaxRegression(4, 3)).prepare(np.ones((4, 4)), [0, 1, 2, 1])
-    for data, message in ((wide, "largest class id in y is 4"), (values, "is -1"), (columns, "X has 4 columns")):
+    for data, message in ((wide, "largest class id in y is 3"), (values, "is -1"), (columns, "X has 4 columns")):
         with pytest.raises(ValueError, match=message):
             trainer.evaluate(data)
     with pytest.raises(ValueError, match="y has 0 columns, the model gives 1"):
