@@ -23,7 +23,7 @@
 #define FL_INLINE static __inline
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
 #include <immintrin.h>
 #define FL_LANES 8
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -116,20 +116,22 @@ FL_INLINE v8 v8_fma(v8 a, v8 b, v8 c) {
     return c;
 }
 
-/* sqrt(x), x at least 0 and not subnormal, within 0.6 ULP; NaN stays NaN.  AVX-512's instruction takes three cycles a
+/* sqrt(x), x at least 0 and not subnormal, within 1 ULP; NaN stays NaN.  AVX-512's instruction takes three cycles a
    lane: there its 14-bit estimate of 1 / sqrt(x) is refined twice instead (Goldschmidt's iteration, then the exact
-   remainder), in a quarter of the time.  The other sets' own is as fast as any refinement. */
+   remainder), in a quarter of the time; 0 and infinity, whose estimates are infinity and 0, are their own roots.  The
+   other sets' own is as fast as any refinement. */
 FL_INLINE v8 v8_sqrt(v8 x) {
 #if FL_LANES == 8
     const fl_vec half = _mm512_set1_pd(0.5);
     FL_EACH {
-        fl_vec a = _mm512_min_pd(_mm512_set1_pd(1.7e308), x.r[i_]);
-        fl_vec y = _mm512_rsqrt14_pd(_mm512_max_pd(_mm512_set1_pd(1e-300), a));
-        fl_vec s = a * y, h = half * y;
+        const __mmask8 itself = _mm512_fpclass_pd_mask(x.r[i_], 0x0e);      /* 0, -0, infinity */
+        fl_vec y = _mm512_rsqrt14_pd(x.r[i_]);
+        fl_vec s = x.r[i_] * y, h = half * y;
         fl_vec e = _mm512_fnmadd_pd(h, s, half);
         s = _mm512_fmadd_pd(s, e, s);
         h = _mm512_fmadd_pd(h, e, h);
-        x.r[i_] = _mm512_fmadd_pd(_mm512_fnmadd_pd(s, s, a), h, s);
+        s = _mm512_fmadd_pd(_mm512_fnmadd_pd(s, s, x.r[i_]), h, s);
+        x.r[i_] = _mm512_mask_mov_pd(s, itself, x.r[i_]);
     }
 #elif FL_LANES == 4
     FL_EACH x.r[i_] = _mm256_sqrt_pd(x.r[i_]);
@@ -145,15 +147,19 @@ FL_INLINE v8 v8_sqrt(v8 x) {
     return x;
 }
 
-/* a / b for b > 0, neither b nor 1 / b subnormal: as v8_sqrt, by the refined estimate where division is slow. */
+/* a / b for b > 0, within 1 ULP, where the quotient is no subnormal number and does not overflow: as v8_sqrt, by the
+   refined estimate where division is slow.  Over infinity, and over a subnormal b, whose reciprocal is too large, it
+   is 0 (NaN if a is infinity or NaN). */
 FL_INLINE v8 v8_ratio(v8 a, v8 b) {
 #if FL_LANES == 8
-    const fl_vec one = _mm512_set1_pd(1.0);
+    const fl_vec one = _mm512_set1_pd(1.0), zero = _mm512_set1_pd(0.0);
     FL_EACH {
+        const __mmask8 none = _mm512_fpclass_pd_mask(b.r[i_], 0x2e);        /* 0, -0, infinity, subnormal */
         fl_vec r = _mm512_rcp14_pd(b.r[i_]), q;
         r = _mm512_fmadd_pd(_mm512_fnmadd_pd(b.r[i_], r, one), r, r);
         q = a.r[i_] * r;
-        a.r[i_] = _mm512_fmadd_pd(_mm512_fnmadd_pd(b.r[i_], q, a.r[i_]), r, q);
+        q = _mm512_fmadd_pd(_mm512_fnmadd_pd(b.r[i_], q, a.r[i_]), r, q);
+        a.r[i_] = _mm512_mask_mul_pd(q, none, a.r[i_], zero);
     }
     return a;
 #else

@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from fastloop import kernels
+from fastloop import kernels, reference
 
 INF, NAN = math.inf, math.nan
 
@@ -77,6 +77,25 @@ def test_adam_s_bias_correction(variant, betas, t):
         for g in map(mpmath.mpf, grad.tolist())
     ]
     assert ulps(param, np.array(expected)) <= 5.0
+
+
+@pytest.mark.parametrize("size", [1e-150, 1e-140, 1e140, 1.2e154, 1e155, 1e200, 1e300])
+def test_adam_of_a_gradient_far_from_one(variant, size):
+    """Even one whose square is too large: v is then infinity and the parameter stays where it is."""
+    grad = np.linspace(-size, size, 27)
+    got, wanted = [np.stack([np.full(27, 0.5), *np.zeros((2, 27))]) for _ in range(2)]
+    with np.errstate(over="ignore"):
+        for t in (1, 2):
+            kernels.adam_step(grad, *got, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8, t=t)
+            reference.adam_step(grad, *wanted, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8, t=t)
+    np.testing.assert_allclose(got, wanted, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("eps", [5e-324, 1e-310, 1e-308, 1e-300])
+def test_adam_without_a_gradient_at_the_smallest_eps(variant, eps):
+    param, grad, m, v = np.full(9, 0.5), *np.zeros((3, 9))
+    kernels.adam_step(grad, param, m, v, lr=0.01, beta1=0.9, beta2=0.999, eps=eps, t=1)
+    assert (param == 0.5).all()
 
 
 def test_moments_that_fade_become_zero(variant):
