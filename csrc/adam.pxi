@@ -80,8 +80,7 @@ cdef void adam_run(double *grad, double *param, double *m, double *v, Py_ssize_t
         adam_update(grad, param, m, v, n, c, zero_grad)
         return
     for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-        first = round8(n * i // threads)
-        last = n if i == threads - 1 else round8(n * (i + 1) // threads)
+        first, last = min(round8(n * i // threads), n), min(round8(n * (i + 1) // threads), n)
         adam_update(grad + first, param + first, m + first, v + first, last - first, c, zero_grad)
 
 

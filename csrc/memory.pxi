@@ -43,7 +43,7 @@ cdef int max_threads = 1
 
 # Below this many floating-point operations to a thread, waking it costs more than it brings (measured, see
 # benchmarks/README.md).
-cdef Py_ssize_t WORK_PER_THREAD = 2000000
+cdef Py_ssize_t work_per_thread = 2000000
 
 
 cdef extern from *:
@@ -64,9 +64,18 @@ def set_max_threads(int n):
     max_threads = n
 
 
+def set_work_per_thread(Py_ssize_t n):
+    """Set how many operations are worth a thread, and return what it was: with 1, tests use threads for small work."""
+    global work_per_thread
+    if n < 1:
+        raise ValueError(f"n = {n} must be at least 1")
+    n, work_per_thread = work_per_thread, n
+    return n
+
+
 cdef inline int threads_for(Py_ssize_t work) noexcept nogil:
     """How many threads `work` floating-point operations are worth."""
-    cdef Py_ssize_t n = work // WORK_PER_THREAD
+    cdef Py_ssize_t n = work // work_per_thread
     if n > max_threads:
         n = max_threads
     return <int>n if n > 1 else 1

@@ -36,8 +36,7 @@ cdef void sgd_run(double *grad, double *param, double *velocity, Py_ssize_t n, c
         sgd_update(grad, param, velocity, n, c, zero_grad)
         return
     for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-        first = round8(n * i // threads)
-        last = n if i == threads - 1 else round8(n * (i + 1) // threads)
+        first, last = min(round8(n * i // threads), n), min(round8(n * (i + 1) // threads), n)
         sgd_update(grad + first, param + first, velocity + first if velocity != NULL else NULL, last - first, c, zero_grad)
 
 

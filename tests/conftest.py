@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+import fastloop as fl
 from fastloop import _core, kernels
 
 
@@ -13,3 +14,12 @@ def variant(request, monkeypatch):
     module = importlib.import_module(f"fastloop._core.{request.param}")
     monkeypatch.setattr(kernels, "variant", module)
     return module
+
+
+@pytest.fixture
+def many_threads():
+    """Work however small uses as many threads as the test then sets, as only large work does otherwise."""
+    threads, work = fl.get_num_threads(), _core.variant.set_work_per_thread(1)
+    yield
+    fl.set_num_threads(threads)
+    _core.variant.set_work_per_thread(work)

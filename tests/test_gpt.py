@@ -194,7 +194,7 @@ def trained(threads, by_hand=False, D=32, T=40, n_layer=2, documents=24, steps=4
 
 
 @pytest.mark.parametrize("shape", [{}, {"D": 96, "documents": 1}, {"D": 20, "T": 8}], ids=str)
-def test_the_same_bits_at_any_number_of_threads(shape):
+def test_the_same_bits_at_any_number_of_threads(shape, many_threads):
     wanted = trained(1, **shape)
     for threads in (2, 3, 4, 8):
         assert trained(threads, **shape) == wanted, threads

@@ -201,15 +201,8 @@ def test_200_steps_follow_torch(activation, loss, optimizer):
 # The same bits
 
 
-@pytest.fixture
-def restore_threads():
-    before = fl.get_num_threads()
-    yield
-    fl.set_num_threads(before)
-
-
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-def test_the_same_bits_at_any_number_of_threads(loss, restore_threads):
+def test_the_same_bits_at_any_number_of_threads(loss, many_threads):
     expected = None
     for threads in (1, 2, 3, 4, 8, 8, 3):
         fl.set_num_threads(threads)

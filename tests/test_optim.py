@@ -202,20 +202,18 @@ def test_under_a_trainer_the_same_bits_as_over_arrays(case):
     assert model.params.flat.tobytes() == twin.params.flat.tobytes()
 
 
-def test_the_same_bits_at_any_number_of_threads():
+@pytest.mark.parametrize("kind", [fl.AdamW, fl.SGD, lambda **options: fl.SGD(momentum=0.9, **options)])
+@pytest.mark.parametrize("n", [5, 30_001])
+def test_the_same_bits_at_any_number_of_threads(kind, n, many_threads):
     digests = set()
-    before = fl.get_num_threads()
-    try:
-        for threads in (1, 2, 3, 4):
-            fl.set_num_threads(threads)
-            rng = np.random.default_rng(0)
-            p = rng.normal(size=300_001)
-            opt = fl.AdamW(params=[p], lr=0.01)
-            for _ in range(3):
-                opt.step([rng.normal(size=p.shape)])
-            digests.add(digest(opt, [p]))
-    finally:
-        fl.set_num_threads(before)
+    for threads in (1, 2, 3, 4, 8):
+        fl.set_num_threads(threads)
+        rng = np.random.default_rng(0)
+        p = rng.normal(size=n)
+        opt = kind(params=[p], lr=0.01)
+        for _ in range(3):
+            opt.step([rng.normal(size=n)])
+        digests.add(digest(opt, [p]))
     assert len(digests) == 1
 
 

@@ -264,14 +264,13 @@ def test_linear_takes_its_length_from_fit():
     assert digest(trainer) == before
 
 
-def test_the_bits_do_not_depend_on_the_threads():
+def test_the_bits_do_not_depend_on_the_threads(many_threads):
     found = set()
     for threads in (1, 2, 3, 4, 8):
         fl.set_num_threads(threads)
         trainer = make(n_embd=64)
         trainer.fit(DOCS, steps=12, batch_size=256)
         found.add(trainer.model.params.flat.tobytes())
-    fl.set_num_threads(2)
     assert len(found) == 1
 
 
@@ -291,7 +290,8 @@ def test_two_trainers_in_two_threads_give_the_bits_of_one_after_the_other():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")    # Python warns of fork in a process with threads: the point
-def test_a_forked_child_trains():
+def test_a_forked_child_trains(many_threads):
+    fl.set_num_threads(2)
     trainer = make(n_embd=64)
     trainer.fit(DOCS, steps=2, batch_size=256)      # starts the OpenMP threads, where there are any
     for _ in range(5):

@@ -6,6 +6,7 @@ import numpy as np
 openmp: bool    # whether it was compiled with threads
 
 def set_max_threads(n: int) -> None: ...
+def set_work_per_thread(n: int) -> int: ...
 def embedding_forward(
     inputs: np.ndarray,         # const int64_t[::1] (N,)
     positions: np.ndarray,      # const int64_t[::1] (N,)
