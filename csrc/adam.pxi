@@ -1,8 +1,12 @@
 # Adam in one pass over memory: gradient, moments, bias correction, update, and zeroing the gradient.
 
 # A moment below this is set to zero: decayed further it would become subnormal, and arithmetic on subnormal
-# numbers takes a hundred cycles (a character that no longer occurs would slow every later step).
+# numbers takes a hundred cycles (a character that no longer occurs would slow every later step).  It is a tenth of
+# the pass in cache, so it is done at every 16th step: from 1e-290 to the subnormal numbers is a factor of 4e17, which
+# takes 16 steps or more for any beta above 0.1.
 cdef double TINY = 1e-290
+cdef enum:
+    FLUSH_EVERY = 16
 
 
 cdef struct AdamStep:
@@ -14,6 +18,8 @@ cdef struct AdamStep:
     double grad_scale       # clipping and accumulation; 1.0 changes no bit
     double l2               # added to the gradient: l2 param (Adam's weight_decay)
     double keep             # 1 - lr weight_decay (AdamW's decoupled decay)
+    bint plain              # grad_scale and keep are 1 and l2 is 0: they would change no bit
+    bint flush              # whether moments below TINY become 0 at this step
 
 
 cdef AdamStep adam_scalars(double lr, double beta1, double beta2, double eps, int64_t t, double grad_scale,
@@ -28,6 +34,8 @@ cdef AdamStep adam_scalars(double lr, double beta1, double beta2, double eps, in
     c.grad_scale = grad_scale
     c.l2 = 0.0 if decoupled else weight_decay
     c.keep = 1.0 - lr * weight_decay if decoupled else 1.0
+    c.plain = grad_scale == 1.0 and weight_decay == 0.0
+    c.flush = t % FLUSH_EVERY == 0 or min(beta1, beta2) < 0.1
     return c
 
 
@@ -36,23 +44,31 @@ cdef void adam_update(double *grad, double *param, double *m, double *v, Py_ssiz
     """One Adam step over n values, eight at a time; the last few go through padded copies, to the same bits.
 
     One square root and one division a value, with the bias corrections hoisted into two scalars: these two bound the
-    loop in cache, memory bounds it beyond (56 bytes a value: four streams in and three out; 64 with zero_grad).
+    loop in cache, memory bounds it beyond (56 bytes a value: four streams in and three out; 64 with zero_grad).  The
+    branches are the same for every value, so they cost less than the arithmetic they spare.
     """
     cdef v8 beta1 = v8_set(c.beta1), beta2 = v8_set(c.beta2)
     cdef v8 gain1 = v8_set(1.0 - c.beta1), gain2 = v8_set(1.0 - c.beta2)
     cdef v8 grad_scale = v8_set(c.grad_scale), l2 = v8_set(c.l2), keep = v8_set(c.keep)
     cdef v8 step = v8_set(-c.step_size), v_scale = v8_set(c.v_scale), eps = v8_set(c.eps)
     cdef v8 p, g, mi, vi
+    cdef bint plain = c.plain, flush = c.flush
     cdef Py_ssize_t i = 0, left
     cdef double[4][8] last
     while i + 8 <= n:
         p = v8_load(param + i)
-        g = v8_fma(l2, p, v8_mul(v8_load(grad + i), grad_scale))
-        mi = v8_flush(v8_fma(beta1, v8_load(m + i), v8_mul(gain1, g)), TINY)
-        vi = v8_flush(v8_fma(beta2, v8_load(v + i), v8_mul(gain2, v8_mul(g, g))), TINY)
+        g = v8_load(grad + i)
+        if not plain:
+            g = v8_fma(l2, p, v8_mul(g, grad_scale))
+            p = v8_mul(p, keep)
+        mi = v8_fma(beta1, v8_load(m + i), v8_mul(gain1, g))
+        vi = v8_fma(beta2, v8_load(v + i), v8_mul(gain2, v8_mul(g, g)))
+        if flush:
+            mi = v8_flush(mi, TINY)
+            vi = v8_flush(vi, TINY)
         v8_store(m + i, mi)
         v8_store(v + i, vi)
-        v8_store(param + i, v8_fma(step, v8_ratio(mi, v8_fma(v8_sqrt(vi), v_scale, eps)), v8_mul(p, keep)))
+        v8_store(param + i, v8_fma(step, v8_div(mi, v8_fma(v8_sqrt(vi), v_scale, eps)), p))
         if zero_grad:
             v8_store(grad + i, v8_set(0.0))
         i += 8

@@ -11,6 +11,8 @@ cdef struct Segment:
 cdef class Optimizer:
     """Updates arrays in place: stretches of a model's flat buffers that differ in their decay, or the user's arrays."""
     cdef Segment *segments
+    cdef Py_buffer *views       # of the gradients of a step
+    cdef list shapes            # of the parameters
     cdef Py_ssize_t count
     cdef Buffer memory
     cdef Buffer partial         # for the norm
@@ -18,18 +20,21 @@ cdef class Optimizer:
     cdef public int64_t t       # steps taken
 
     def __init__(self, list params not None, list states not None, list decays not None, list grads=None):
-        """params: arrays (n,); of each, states: a list of arrays (n,); decays: its weight decay.
+        """params: arrays of n values; of each, states: a list of arrays (n,); decays: its weight decay.
 
-        grads: arrays (n,) that stay, or None where each step brings its own (take_grad).
+        grads: arrays (n,) that stay, or None where each step brings its own (step_with).
         """
         cdef Py_ssize_t i, j
         cdef double[::1] array
         cdef Segment *s
         self.kept = (params, states, grads)
         self.memory, self.partial = Buffer(), Buffer()
-        self.memory.reserve(len(params) * (sizeof(Segment) // 8))
-        self.segments = <Segment *>self.memory.data
         self.count = len(params)
+        self.memory.reserve(self.count * ((sizeof(Segment) + sizeof(Py_buffer)) // 8))
+        self.segments = <Segment *>self.memory.data
+        self.views = <Py_buffer *>(self.segments + self.count)
+        self.shapes = [params[i].shape for i in range(self.count)]
+        params = [params[i].reshape(-1) for i in range(self.count)]
         for i in range(self.count):
             s = &self.segments[i]
             array = params[i]
@@ -46,26 +51,58 @@ cdef class Optimizer:
             raise ValueError(f"an array of {n} values expected")
         return &array[0] if n else NULL
 
-    def take_grad(self, Py_ssize_t i, const double[::1] grad not None, bint look):
-        """Read the i-th gradient here at the next step; return its norm, or 0 unless asked to look.
+    def step_with(self, list grads not None, double lr, bint look):
+        """One step from these gradients, which are read where they are; None where it was taken.
 
-        It must live until then.  Raises ValueError where it overlaps an array that the step writes to.
+        Else nothing was written, and (i, None) says that grads[i] is no C-contiguous float64 array of its parameter's
+        shape, (i, norm) that its norm or the square of it is not finite (checked if asked to look: Adam squares the
+        gradient).  Raises ValueError where a gradient overlaps an array that the step writes to.
         """
-        cdef Py_ssize_t j, n = grad.shape[0]
-        cdef Segment *s = &self.segments[i]
-        cdef double norm = 0.0
-        if n != s.n:
-            raise ValueError(f"grads[{i}] has {n} values, params[{i}] {s.n}")
-        if n == 0:
-            return norm
-        for j in range(self.count):
-            if &grad[0] < self.segments[j].param + self.segments[j].n and self.segments[j].param < &grad[0] + n:
-                raise ValueError(f"grads[{i}] and params[{j}] overlap in memory")
-        s.grad = <double *>&grad[0]     # step does not write to it
-        if look:
+        cdef Py_ssize_t i = 0, j, taken = 0
+        cdef Segment *s
+        cdef double norm
+        if len(grads) != self.count:
+            raise ValueError(f"{len(grads)} gradients for {self.count} arrays")
+        try:
+            for i in range(self.count):
+                if not self.view(i, grads[i]):
+                    return i, None
+                taken += 1
+                s = &self.segments[i]
+                s.grad = <double *>self.views[i].buf        # the step does not write to it
+                for j in range(self.count if s.n else 0):
+                    if s.grad < self.segments[j].param + self.segments[j].n and self.segments[j].param < s.grad + s.n:
+                        raise ValueError(f"grads[{i}] and params[{j}] overlap in memory")
+            for i in range(self.count if look else 0):
+                s = &self.segments[i]
+                with nogil:
+                    norm = norm2(s.grad, s.n, self.partial.data)
+                if not isfinite(norm * norm):
+                    return i, norm
             with nogil:
-                norm = norm2(s.grad, n, self.partial.data)
-        return norm
+                self.update(lr, 1.0, False)
+        finally:
+            for j in range(taken):
+                PyBuffer_Release(&self.views[j])
+
+    cdef bint view(self, Py_ssize_t i, grad) except -1:
+        """Make views[i] that of a gradient; False (and no view) unless it is aligned native float64 of the right shape."""
+        cdef Py_buffer *view = &self.views[i]
+        cdef tuple shape = self.shapes[i]
+        cdef Py_ssize_t j
+        cdef bint fits
+        if not PyObject_CheckBuffer(grad):
+            return False
+        try:
+            PyObject_GetBuffer(grad, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        except (BufferError, ValueError):       # NumPy raises the latter
+            return False
+        fits = view.ndim == len(shape) and strcmp(view.format, b"d") == 0 and not <uintptr_t>view.buf & 7
+        for j in range(view.ndim if fits else 0):
+            fits = fits and view.shape[j] == <Py_ssize_t>shape[j]
+        if not fits:
+            PyBuffer_Release(view)
+        return fits
 
     def step(self, double lr):
         """One step from the gradients, which are left as they are."""

@@ -116,22 +116,21 @@ FL_INLINE v8 v8_fma(v8 a, v8 b, v8 c) {
     return c;
 }
 
-/* sqrt(x), x at least 0 and not subnormal, within 1 ULP; NaN stays NaN.  AVX-512's instruction takes three cycles a
-   lane: there its 14-bit estimate of 1 / sqrt(x) is refined twice instead (Goldschmidt's iteration, then the exact
-   remainder), in a quarter of the time; 0 and infinity, whose estimates are infinity and 0, are their own roots.  The
-   other sets' own is as fast as any refinement. */
+/* sqrt(x), x at least 0 and not subnormal, within 1 ULP; NaN stays NaN.  AVX-512's instruction would hold up the divider,
+   which Adam needs as well: there the 14-bit estimate y of 1 / sqrt(x) is refined on the multipliers.  With
+   d = 1 - x y^2 the root is x y (1 - d)^(-1/2) = x y (1 + d / 2 + 3 d^2 / 8 + 5 d^3 / 16 + ...), and d^4 is below the
+   last bit.  0 and infinity, whose estimates are infinity and 0, are their own roots.  The other sets have no such
+   estimate for float64. */
 FL_INLINE v8 v8_sqrt(v8 x) {
 #if FL_LANES == 8
-    const fl_vec half = _mm512_set1_pd(0.5);
+    const fl_vec one = _mm512_set1_pd(1.0), c1 = _mm512_set1_pd(0.5), c2 = _mm512_set1_pd(0.375),
+                 c3 = _mm512_set1_pd(0.3125);
     FL_EACH {
         const __mmask8 itself = _mm512_fpclass_pd_mask(x.r[i_], 0x0e);      /* 0, -0, infinity */
-        fl_vec y = _mm512_rsqrt14_pd(x.r[i_]);
-        fl_vec s = x.r[i_] * y, h = half * y;
-        fl_vec e = _mm512_fnmadd_pd(h, s, half);
-        s = _mm512_fmadd_pd(s, e, s);
-        h = _mm512_fmadd_pd(h, e, h);
-        s = _mm512_fmadd_pd(_mm512_fnmadd_pd(s, s, x.r[i_]), h, s);
-        x.r[i_] = _mm512_mask_mov_pd(s, itself, x.r[i_]);
+        const fl_vec y = _mm512_rsqrt14_pd(x.r[i_]), s = x.r[i_] * y;
+        const fl_vec d = _mm512_fnmadd_pd(s, y, one);
+        const fl_vec series = _mm512_fmadd_pd(_mm512_fmadd_pd(c3, d, c2), d, c1);
+        x.r[i_] = _mm512_mask_mov_pd(_mm512_fmadd_pd(s * d, series, s), itself, x.r[i_]);
     }
 #elif FL_LANES == 4
     FL_EACH x.r[i_] = _mm256_sqrt_pd(x.r[i_]);
@@ -145,26 +144,6 @@ FL_INLINE v8 v8_sqrt(v8 x) {
     FL_EACH x.r[i_] = sqrt(x.r[i_]);
 #endif
     return x;
-}
-
-/* a / b for b > 0, within 1 ULP, where the quotient is no subnormal number and does not overflow: as v8_sqrt, by the
-   refined estimate where division is slow.  Over infinity, and over a subnormal b, whose reciprocal is too large, it
-   is 0 (NaN if a is infinity or NaN). */
-FL_INLINE v8 v8_ratio(v8 a, v8 b) {
-#if FL_LANES == 8
-    const fl_vec one = _mm512_set1_pd(1.0), zero = _mm512_set1_pd(0.0);
-    FL_EACH {
-        const __mmask8 none = _mm512_fpclass_pd_mask(b.r[i_], 0x2e);        /* 0, -0, infinity, subnormal */
-        fl_vec r = _mm512_rcp14_pd(b.r[i_]), q;
-        r = _mm512_fmadd_pd(_mm512_fnmadd_pd(b.r[i_], r, one), r, r);
-        q = a.r[i_] * r;
-        q = _mm512_fmadd_pd(_mm512_fnmadd_pd(b.r[i_], q, a.r[i_]), r, q);
-        a.r[i_] = _mm512_mask_mul_pd(q, none, a.r[i_], zero);
-    }
-    return a;
-#else
-    return v8_div(a, b);
-#endif
 }
 
 /* The two registers of a comparison, kept as all-ones or all-zeros lanes. */

@@ -16,7 +16,6 @@ cdef extern from "simd.h" nogil:
     v8 v8_fma(v8 a, v8 b, v8 c)
     v8 v8_max(v8 a, v8 b)
     v8 v8_sqrt(v8 x)
-    v8 v8_ratio(v8 a, v8 b)
     v8 v8_flush(v8 x, double tiny)
     v8 v8_exp(v8 x)
     v8 v8_tanh(v8 x)

@@ -90,7 +90,7 @@ class Optimizer:
         self._state = [{slot: np.zeros(p.shape) for slot in self.slots} for p in self._params]
         self._decays = [0.0 if i in self.no_decay else self.weight_decay for i in places]
         states = [[array.reshape(-1) for array in slots.values()] for slots in self._state]
-        self._core = self._make_core([p.reshape(-1) for p in self._params], states, self._decays, None)
+        self._core = self._make_core(self._params, states, self._decays, None)
 
     def bind(self, model):
         """Take over a model's buffers; the Trainer calls this.  Binding to the same model again changes nothing."""
@@ -134,20 +134,24 @@ class Optimizer:
         grads = list(grads)
         if len(grads) != len(self._params):
             raise ValueError(f"{len(grads)} gradients for {len(self._params)} params")
-        core, flat = self._core, []     # which keeps the gradients until the step
-        for i, (g, p) in enumerate(zip(grads, self._params, strict=True)):
-            flat.append(_tensor(f"grads[{i}]", g, p.shape).reshape(-1))
-            norm = core.take_grad(i, flat[i], check_finite)
-            if not math.isfinite(norm * norm):      # Adam squares the gradient
-                raise DivergenceError(
-                    f"step {self.t}: the norm of grads[{i}] is {norm:.3g} (lr {self.lr:.3g}); parameters and moments "
-                    "are as they were before this step. Try a smaller lr, or look for extreme values in the data",
-                    self.t, None, norm, self.lr,
-                )
-        core.step(self._lr)
+        refused = self._core.step_with(grads, self._lr, check_finite)
+        if refused is None:
+            return
+        i, norm = refused
+        if norm is None:        # no plain float64 array: what NumPy views without a copy serves, the rest is an error
+            self.step(
+                [_tensor(f"grads[{i}]", g, p.shape) for i, (g, p) in enumerate(zip(grads, self._params, strict=True))],
+                check_finite,
+            )
+            return
+        raise DivergenceError(
+            f"step {self.t}: the norm of grads[{i}] is {norm:.3g} (lr {self.lr:.3g}); parameters and moments are as "
+            "they were before this step. Try a smaller lr, or look for extreme values in the data",
+            self.t, None, norm, self.lr,
+        )
 
     def _make_core(self, params, states, decays, grads):
-        """The compiled optimiser over lists of flat arrays."""
+        """The compiled optimiser over lists of arrays; states and grads are flat."""
         raise NotImplementedError
 
     def state_dict(self):
@@ -255,8 +259,8 @@ class Adam(Optimizer):
     params, no_decay: see Optimizer.  lr: step size, at least 0; a Trainer multiplies it by its schedule.
     betas: each in [0, 1).  eps: greater than 0.  weight_decay: at least 0.
 
-    Differs from the paper: a moment whose magnitude falls below 1e-290 is set to 0, since arithmetic on the subnormal
-    numbers that would follow slows every later step.
+    Differs from the paper: at every 16th step (at each where a beta is below 0.1) a moment whose magnitude is below
+    1e-290 is set to 0, since arithmetic on the subnormal numbers that would follow slows every later step.
     """
 
     hyper = ("betas", "eps")

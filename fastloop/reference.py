@@ -118,8 +118,9 @@ def adam_step(
         m = beta1 m + (1 - beta1) g             v = beta2 v + (1 - beta2) g^2
         param = param (1 - lr weight_decay, if decoupled) - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
 
-    param, m and v are overwritten; grad is set to zero if zero_grad, else left.  Unlike the paper's, a moment
-    below 1e-290 in size becomes zero.  `decoupled` is AdamW (Loshchilov and Hutter 2019).
+    param, m and v are overwritten; grad is set to zero if zero_grad, else left.  Unlike the paper's, at every
+    16th step (at each where a beta is below 0.1) a moment below 1e-290 in size becomes zero.  `decoupled` is
+    AdamW (Loshchilov and Hutter 2019).
     """
     step_size = lr / (1.0 - beta1**t)
     v_scale = 1.0 / np.sqrt(1.0 - beta2**t)
@@ -135,8 +136,9 @@ def adam_step(
     work *= 1.0 - beta2
     v *= beta2
     v += work
-    np.copyto(m, 0.0, where=np.abs(m, out=work) < TINY)
-    np.copyto(v, 0.0, where=v < TINY)
+    if t % 16 == 0 or min(beta1, beta2) < 0.1:
+        np.copyto(m, 0.0, where=np.abs(m, out=work) < TINY)
+        np.copyto(v, 0.0, where=v < TINY)
     np.sqrt(v, out=work)
     work *= v_scale
     work += eps

@@ -214,17 +214,12 @@ class Optimizer:
     t: int
     def __init__(
         self,
-        params: list[np.ndarray],               # double[::1] (n,)
+        params: list[np.ndarray],               # float64, n values
         states: list[list[np.ndarray]],         # double[::1] (n,), for each of params
         decays: list[float],
         grads: list[np.ndarray] | None = None,  # double[::1] (n,)
     ) -> None: ...
-    def take_grad(
-        self,
-        i: int,
-        grad: np.ndarray,       # const double[::1] (n,)
-        look: bool,
-    ) -> float: ...
+    def step_with(self, grads: list[np.ndarray], lr: float, look: bool) -> tuple[int, float | None] | None: ...
     def step(self, lr: float) -> None: ...
 
 class Adam(Optimizer):
