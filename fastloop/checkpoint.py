@@ -24,7 +24,8 @@ META_LIMIT = 64 << 20       # bytes of JSON that are looked at; a tokenizer of a
 def write(path, arrays, meta):
     """Write arrays (dict of name -> array) and meta (JSON-able dict) to path, whole or not at all.
 
-    The new file is complete on disk before it takes the place of an old one.  Raises OSError, the old file untouched.
+    The new file is complete on disk before it takes the place of an old one.  Raises OSError, the old file untouched
+    (but the new one in its place where only the last move failed, flushing their folder).
     """
     text = json.dumps({"format": FORMAT, **meta}, allow_nan=True).encode()
     buffer = io.BytesIO()
