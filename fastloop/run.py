@@ -19,6 +19,7 @@ from .sampler import Sampler
 # Compiled code answers Ctrl-C between chunks: one should take about this long, and at first be a guess.
 CHUNK_SECONDS = 0.04
 FIRST_CHUNK_WORK = 2_000_000    # parameters times examples
+STEP_WORK = 200                 # what a step of the smallest model costs, in the same unit: its learning rate, its record
 
 SETTINGS = (
     "steps", "n_examples", "batch_size", "accumulate", "order", "seed", "epochs", "eval_every", "patience", "min_delta",
@@ -70,13 +71,15 @@ class Run:
         clip_norm, clip_value = trainer.clip_norm or inf, trainer.clip_value or inf
         every_step = any(hasattr(callback, "on_step") for callback in callbacks)
         pauses = [n for n in (log_every, save_every, self.eval_every, self.tol and self.sampler.steps_per_epoch) if n]
-        chunk = max(1, FIRST_CHUNK_WORK // (trainer.model.num_params * self.batch_size * self.accumulate))
+        work = trainer.model.num_params * self.batch_size * self.accumulate + STEP_WORK
+        chunk = max(1, FIRST_CHUNK_WORK // work)
         began = time.perf_counter() - (history.seconds[-1] if len(history) else 0.0)
         trainer.zero_grad()
         trainer.stop_reason = None
         call(callbacks, "on_start", trainer)
         with Interrupt() as interrupt:
             while (done := trainer.steps - self.start) < self.steps and trainer.stop_reason is None:
+                chunk_began = time.perf_counter()
                 count = 1 if every_step or (log_every and done == 0) else min(chunk, self.steps - done)
                 count = min([count, *(n - done % n for n in pauses)])
                 steps, lr = range(trainer.steps - origin, trainer.steps - origin + count), trainer.optimizer.lr
@@ -99,7 +102,7 @@ class Run:
                     trainer.zero_grad()
                     history.stop_reason = "diverged"
                     trainer.diverged(losses[taken], norms[taken], lrs[taken], history.norm[-5:].tolist(), history)
-                chunk = max(1, int(count * CHUNK_SECONDS / max(after - before, 1e-9)))
+                chunk = max(1, int(count * CHUNK_SECONDS / max(after - chunk_began, 1e-9)))
                 if validation is not None and (done % self.eval_every == 0 or done == self.steps):
                     self.evaluate(trainer, validation, callbacks, save)
                 if self.tol and done % self.sampler.steps_per_epoch == 0:

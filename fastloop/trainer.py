@@ -18,6 +18,7 @@ EVALUATE_PREDICTIONS = 1024      # at a time
 
 # Stages of a step: what was done last.
 READY, FORWARD, BACKWARD, CLIPPED, STEPPED = "zero_grad()", "forward()", "backward()", "clip_grad_norm()", "step()"
+NEW = "making the Trainer"      # the model may hold gradients of another trainer
 
 
 class Trainer:
@@ -57,7 +58,7 @@ class Trainer:
         self.notes = {}             # anything JSON-able, saved with the checkpoint
         self._run = None            # the last fit, for resume
         self.loop = _core.variant.Loop(model.make_core(), self.optimizer.bind(model))
-        self._stage = READY
+        self._stage = NEW
         self._micro = 0             # backward passes since zero_grad
         self._norms = []            # of the last steps by hand, for DivergenceError
 
@@ -87,11 +88,11 @@ class Trainer:
     def forward(self, batch):
         """The loss of a batch: the mean over the positions of each document, then over the documents.
 
-        Raises OrderError where it would add to the gradients of an earlier step, DivergenceError where the loss is not
-        finite.
+        Raises OrderError where it would add to the gradients of an earlier step (or, at first, to those of another
+        trainer of the model), DivergenceError where the loss is not finite.
         """
         if self._stage not in (READY, FORWARD) and (self._stage != BACKWARD or self._micro >= self.grad_accum):
-            self._refuse_forward()
+            self._check_forward()
         loss = self.loop.forward(batch) * self.grad_accum
         self._stage = FORWARD
         if not isfinite(loss):
@@ -171,7 +172,12 @@ class Trainer:
             self.diverged(self.loop.loss * self.grad_accum, norm)
         return norm
 
-    def _refuse_forward(self):
+    def _check_forward(self):
+        if self._stage == NEW:
+            if not self.model.grads.flat.any():
+                return
+            why = "the model's gradients are not zero and the new ones would add to them"
+            raise OrderError(f"forward() was called after {NEW}, expected zero_grad(): {why}")
         if self._stage == STEPPED:
             why = "the gradients of the last step are still there and the new ones would add to them"
             raise OrderError(f"forward() was called after step(), expected zero_grad(): {why}")
@@ -360,6 +366,6 @@ class Trainer:
         return trainer
 
     def _between_steps(self, what):
-        if self._stage not in (READY, STEPPED):
+        if self._stage not in (NEW, READY, STEPPED):
             why = "a step is unfinished"
             raise OrderError(f"{what}() was called after {self._stage}, expected step() or zero_grad(): {why}")

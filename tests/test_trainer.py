@@ -177,6 +177,26 @@ def test_accumulating_takes_as_many_batches_as_asked_for():
     trainer.step()
 
 
+def test_gradients_that_another_trainer_left_are_not_added_to():
+    first = make()
+    first.forward(first.batch(DOCS[:4]))
+    first.backward()
+    second = fl.Trainer(first.model, tokenizer=TOK)
+    before = digest(second)
+    with pytest.raises(fl.OrderError, match=r"forward\(\) was called after making the Trainer, expected zero_grad"):
+        second.forward(second.batch(DOCS[:4]))
+    assert digest(second) == before
+    first.step()        # which the second has not disturbed
+    second.zero_grad()
+    second.forward(second.batch(DOCS[:4]))
+    second.backward()
+    grads = second.model.grads.flat.copy()
+    second.zero_grad()
+    second.forward(second.batch(DOCS[:4]))
+    second.backward()
+    assert np.array_equal(second.model.grads.flat, grads)
+
+
 def test_forward_may_be_repeated():
     trainer = make()
     batch = trainer.batch(DOCS[:4])
