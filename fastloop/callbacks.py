@@ -2,11 +2,12 @@
 
 A callback is any object with some of the methods on_start(trainer), on_log(trainer), on_evaluate(trainer, step, loss),
 on_end(trainer), on_step(trainer).  None of these has on_step, for which fit comes back from compiled code at every
-step.  How often they hear is fit's `log_every`.
+step.  How often they hear is fit's `log_every`, or an attribute `every` of their own.
 """
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -45,10 +46,15 @@ class _Stretch:
         }
 
 
+def fixed(x):
+    """x in eight characters."""
+    return f"{x:.6f}" if x == 0.0 or 1e-5 <= x < 10.0 else f"{x:.2e}"
+
+
 class JsonLog:
     """Adds a JSON object a line to a file: "event" is "start", "log", "evaluate" or "end".
 
-    path: created, or added to, so that a resumed run goes on in the same file; each line is on its way to the disk
+    path: created, or added to, so that a resumed run goes on in the same file, or a pipe; each line is on its way
     before the run goes on.  Floats are exact; NaN and infinities, which JSON does not have, are null.
 
         log:       step, total_steps, loss (mean since the line before), lr, norm, clipped (steps, since the line
@@ -60,7 +66,7 @@ class JsonLog:
 
     def __init__(self, path):
         self.path = path
-        self.stretch = None
+        self.file = self.stretch = None
 
     def on_start(self, trainer):
         self.mend()
@@ -79,16 +85,21 @@ class JsonLog:
     def on_end(self, trainer):
         history = trainer.history
         step, predictions, seconds = _Stretch.place(history)
-        self.write("end", step=step, stop_reason=history.stop_reason, seconds=seconds, predictions=predictions)
+        if self.file is not None:
+            self.write("end", step=step, stop_reason=history.stop_reason, seconds=seconds, predictions=predictions)
+            self.file.close()
+            self.file = None
 
     def write(self, event, **values):
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        # Opened each time: there is nothing to close where the run ends by an exception.
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
+        if self.file is None:
+            self.file = open(self.path, "a", encoding="utf-8", buffering=1)     # noqa: SIM115 -- closed by on_end
+        self.file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
 
     def mend(self):
         """End the last line, where a run that was killed left it open."""
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            return              # a pipe or a terminal has no last line
         with open(self.path, "ab+") as file:
             if file.tell():
                 file.seek(-1, 2)
@@ -137,7 +148,7 @@ class Progress:
             self.drawn = time.monotonic()
         now = self.stretch.take(trainer)
         numbers = (
-            f"loss {now['loss']:.4f}  lr {now['lr']:.6f}  norm {now['norm']:.3f}  "
+            f"loss {now['loss']:.4f}  lr {fixed(now['lr'])}  norm {now['norm']:.3f}  "
             f"{now['per_second']:,.0f} {self.unit}/s{self.validation}"
         )
         if self.bar is not None:
@@ -196,4 +207,6 @@ class TensorBoard:
         self.writer.add_scalar("loss/validation", loss, step)
 
     def on_end(self, trainer):
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None

@@ -54,9 +54,11 @@ def atomically(path, *parts):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.remove(temporary)
+        if isinstance(error, OSError) and error.filename == temporary:
+            error.filename, error.filename2 = path, None        # the name that the user knows
         raise
     # The rename itself is on disk once its folder is.  Windows cannot open one.
     if hasattr(os, "O_DIRECTORY"):

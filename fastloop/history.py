@@ -15,7 +15,9 @@ class History:
     clipped: bool, whether clipping took hold; seconds: since the run began.  The others are float64.
     evaluations: list of (step, loss): after how many steps of this run, and the loss in the unit of `loss`.
     predictions: how many the run has trained on.  cut: documents cut to block_size.
-    start_step: the trainer's step count when the run began.  stop_reason: why it ended.  interrupted: by Ctrl-C.
+    start_step: the trainer's step count when the run began.  stop_reason: why it ended: "finished", "patience",
+    "converged", "interrupted" (by Ctrl-C; then `interrupted` is True too), "diverged", what Trainer.stop was given, or
+    the name of the exception that ended it; None while it runs.
 
     A Trainer fills it; a loop of your own does so with `append`.
     """

@@ -10,6 +10,8 @@ from .data import pack
 from .errors import DataError
 from .params import Params
 
+SIDE_BY_SIDE = 8        # documents that are generated at a time: what a compiled panel holds
+
 
 def check_size(name, value):
     """`value` as an int of at least 1."""
@@ -104,13 +106,21 @@ class LanguageModel(Model):
     def make_batch(self, data):
         return _core.variant.TokenBatch(data)
 
-    def generate(self, tokenizer, n=1, temperature=1.0, seed=None, *, prompt="", top_k=None, top_p=None):
+    def generate(
+        self, tokenizer, n=1, temperature=1.0, seed=None, *, prompt="", top_k=None, top_p=None, length=None
+    ):
         """n documents sampled token by token, as a list of str; each ends at BOS or after block_size tokens.
 
         temperature: divides the logits; 0 takes the most probable token each time.  top_k: sample from the k most
         probable only.  top_p: from the fewest that together have at least this probability (Holtzman et al. 2020).
-        prompt: how every document begins.  seed: of a random stream of its own (None: a new one each call).
+        prompt: how every document begins.  seed: of a random stream of its own (None: a new one each call); the first
+        documents are the same whatever n.
+
+        length: for a model that learnt a text in windows, the tokens to add to the prompt (without one, to a line end).
+        There is no BOS then, and where the window is full the model goes on from its second half.
         """
+        if isinstance(n, bool) or not hasattr(n, "__index__") or n < 0:
+            raise ValueError(f"n = {n!r} must be an int of at least 0")
         if not 0.0 <= temperature < float("inf"):
             raise ValueError(f"temperature = {temperature} must be a finite number >= 0")
         if top_k is not None:
@@ -119,45 +129,76 @@ class LanguageModel(Model):
             raise ValueError(f"top_p = {top_p} is outside (0, 1]")
         if tokenizer.vocab_size > self.vocab_size:
             raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {self.vocab_size}")
-        begin = [tokenizer.bos, *tokenizer.encode(prompt)]
-        if len(begin) > self.block_size:
-            raise ValueError(f"a prompt of {len(begin) - 1} tokens leaves nothing to say in {self.block_size}")
+        known = tokenizer.encode(prompt)
+        if length is None:
+            begin, count = [tokenizer.bos, *known], self.block_size - len(known)
+            if count < 1:
+                raise ValueError(f"a prompt of {len(known)} tokens leaves nothing to say in {self.block_size}")
+        else:
+            begin, count = known or tokenizer.encode("\n" if "\n" in tokenizer.chars else tokenizer.chars[0]), length
+            check_size("length", length)
         rng = np.random.default_rng(seed)
-        docs = []
-        for _ in range(n):
-            ids = list(begin)
-            for position in range(self.block_size):
-                logits = self.next_logits(ids[position], position)
-                if position + 1 < len(begin):
-                    continue
-                ids.append(sample(logits[: tokenizer.vocab_size], rng.random(), temperature, top_k, top_p))
-                if ids[-1] == tokenizer.bos:
-                    break
-            docs.append(tokenizer.decode(ids))
-        return docs
+        texts = []
+        for first in range(0, n, SIDE_BY_SIDE):
+            # Row by row: what a document draws depends neither on its neighbours nor on n.
+            u = rng.random((min(SIDE_BY_SIDE, n - first), count))
+            ids = self._continue(begin, u, tokenizer, length is not None, temperature, top_k, top_p)
+            texts += [prompt + tokenizer.decode(row) for row in ids]
+        return texts
 
-    def next_logits(self, token, position):
-        """logits (V,) after `token` at `position`; called for positions 0, 1, ... of a document in turn."""
+    def _continue(self, begin, u, tokenizer, stream, temperature, top_k, top_p):
+        """The ids that the uniform numbers u (B, count) choose after `begin`, for each of B documents; up to its BOS,
+        or, of a stream, all."""
+        B, count = u.shape
+        drawn = np.tile(np.array(begin, np.int64)[:, None], (1, B))
+        drawn = np.concatenate([drawn, np.empty((count, B), np.int64)])
+        first = max(0, len(begin) - self.block_size)    # what stands at position 0
+        read = first                                    # so many has the model seen
+        ends = np.full(B, count)
+        for k in range(count):
+            at = len(begin) + k
+            if at - first > self.block_size:
+                first = read = at - max(1, self.block_size // 2)
+            for i in range(read, at):
+                logits = self.next_logits(drawn[i], i - first)
+            read = at
+            logits = logits[:, : tokenizer.vocab_size]
+            if stream:
+                logits[:, tokenizer.bos] = -np.inf
+            drawn[at] = sample(logits, u[:, k], temperature, top_k, top_p)
+            if not stream:
+                ends[(drawn[at] == tokenizer.bos) & (ends == count)] = k
+                if (ends < count).all():
+                    break
+        return [drawn[len(begin) : len(begin) + end, b] for b, end in enumerate(ends)]
+
+    def next_logits(self, tokens, position):
+        """logits (B, V) after `tokens` (B,) of up to SIDE_BY_SIDE documents, all at `position`.
+
+        Called for positions 0, 1, ... in turn.  A row's bits do not depend on the others.
+        """
         raise NotImplementedError
 
 
 def sample(logits, u, temperature=1.0, top_k=None, top_p=None):
-    """The id that a number u, uniform in [0, 1), chooses from logits (V,); see LanguageModel.generate."""
+    """The ids (B,) that numbers u (B,), uniform in [0, 1), choose from logits (B, V); see LanguageModel.generate."""
     if temperature == 0.0:
-        return int(logits.argmax())
-    p = np.exp((logits - logits.max()) / temperature)
-    if top_k is not None or top_p is not None:
-        order = np.argsort(-p, kind="stable")[:top_k]
-        if top_p is not None:
-            share = np.cumsum(p[order]) / p.sum()
-            order = order[: int(np.searchsorted(share, top_p)) + 1]
-        return int(order[sample_from(p[order], u)])
-    return sample_from(p, u)
+        return logits.argmax(axis=1)
+    p = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
+    if top_k is None and top_p is None:
+        return sample_from(p, u)
+    order = np.argsort(-p, axis=1, kind="stable")[:, :top_k]
+    kept = np.take_along_axis(p, order, axis=1)
+    if top_p is not None:
+        before = np.cumsum(kept, axis=1) - kept         # the share of those that are more probable
+        kept[before >= top_p * p.sum(axis=1, keepdims=True)] = 0.0
+    return np.take_along_axis(order, sample_from(kept, u)[:, None], axis=1)[:, 0]
 
 
 def sample_from(weights, u):
-    cumulative = weights.cumsum()
-    return int(cumulative.searchsorted(u * cumulative[-1], side="right"))
+    """For each row of weights (B, V) the first place where their running sum exceeds its share u (B,) of the whole."""
+    cumulative = weights.cumsum(axis=1)
+    return np.minimum((cumulative <= u[:, None] * cumulative[:, -1:]).sum(axis=1), weights.shape[1] - 1)
 
 
 class BigramLM(LanguageModel):
@@ -178,8 +219,9 @@ class BigramLM(LanguageModel):
     def make_core(self):
         return _core.variant.Bigram(self.params.flat, self.grads.flat, self.vocab_size, self.n_embd, self.block_size)
 
-    def next_logits(self, token, position):
-        return self.params["lm_head"] @ (self.params["wte"][token] + self.params["wpe"][position])
+    def next_logits(self, tokens, position):
+        x = self.params["wte"][tokens] + self.params["wpe"][position]
+        return (self.params["lm_head"] @ x[:, :, None])[:, :, 0]        # a product for each row: see its bits
 
 
 class GPT(LanguageModel):
@@ -207,7 +249,7 @@ class GPT(LanguageModel):
         shapes["lm_head"] = (V, D)
         super().__init__(shapes, seed, init_std)
         self._generating = self.make_core()
-        self._logits = np.empty((1, V))
+        self._logits = np.empty((SIDE_BY_SIDE, V))
 
     def make_core(self):
         return _core.variant.GPT(
@@ -215,9 +257,10 @@ class GPT(LanguageModel):
             self.vocab_size, self.n_embd, self.block_size, self.n_layer, self.n_head,
         )
 
-    def next_logits(self, token, position):
-        self._generating.generate_step(np.array([token], np.int64), position, self._logits)
-        return self._logits[0]
+    def next_logits(self, tokens, position):
+        logits = self._logits[: len(tokens)]
+        self._generating.generate_step(tokens, position, logits)
+        return logits
 
 
 class MLP(Model):
@@ -239,6 +282,8 @@ class MLP(Model):
     n_evaluate = 1024       # rows predicted at a time
 
     def __init__(self, widths, activation="relu", loss="mse", seed=42, init_std=None):
+        if not hasattr(widths, "__iter__"):
+            raise TypeError(f"widths = {widths!r}: needed is a list, such as [2, 16, 1]")
         self.widths = [check_size(f"widths[{i}]", width) for i, width in enumerate(widths)]
         if len(self.widths) < 2:
             raise ValueError(f"widths = {self.widths}: at least two are needed, what goes in and what comes out")

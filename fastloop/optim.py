@@ -73,8 +73,9 @@ class Optimizer:
 
     def _take(self, params):
         """Serve these arrays."""
-        if hasattr(params, "__array__"):
-            raise TypeError(f"params is one {type(params).__name__}; needed is a list of arrays, such as [w, b]")
+        if hasattr(params, "__array__") or not hasattr(params, "__iter__"):
+            hint = " (for a learning rate say lr=...)" if isinstance(params, float) else ""
+            raise TypeError(f"params is one {type(params).__name__}; needed is a list of arrays, such as [w, b]{hint}")
         self._params = [_tensor(f"params[{i}]", p, None, True) for i, p in enumerate(params)]
         if not self._params:
             raise ValueError("params is empty")

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from math import inf
 
 import numpy as np
@@ -25,6 +26,7 @@ SETTINGS = (
     "steps", "n_examples", "batch_size", "accumulate", "order", "seed", "epochs", "eval_every", "patience", "min_delta",
     "restore_best", "tol", "fingerprint",
 )
+METHODS = ("on_start", "on_step", "on_log", "on_evaluate", "on_end")      # of a callback
 STATE = ("start", "best_loss", "best_step", "stale")
 
 
@@ -64,63 +66,68 @@ class Run:
         """Take the steps that are left; see Trainer.fit for what happens on the way."""
         if data.fingerprint() != self.fingerprint:
             raise CheckpointError("these are not the data that the run began with: their checksums differ")
+        check_callbacks(callbacks)
         history, batch = self.history, trainer.model.make_batch(data)
         schedule, origin = trainer.schedule, 0
         if hasattr(schedule, "for_steps"):
             schedule, origin = schedule.for_steps(self.steps), self.start
         clip_norm, clip_value = trainer.clip_norm or inf, trainer.clip_value or inf
         every_step = any(hasattr(callback, "on_step") for callback in callbacks)
-        pauses = [n for n in (log_every, save_every, self.eval_every, self.tol and self.sampler.steps_per_epoch) if n]
+        cadences = [getattr(callback, "every", log_every) for callback in callbacks]
+        pauses = [save_every, self.eval_every, self.tol and self.sampler.steps_per_epoch, *cadences]
+        pauses = [n for n in pauses if n]
         work = trainer.model.num_params * self.batch_size * self.accumulate + STEP_WORK
         chunk = max(1, FIRST_CHUNK_WORK // work)
         began = time.perf_counter() - (history.seconds[-1] if len(history) else 0.0)
         trainer.zero_grad()
-        trainer.stop_reason = None
-        call(callbacks, "on_start", trainer)
-        with Interrupt() as interrupt:
-            while (done := trainer.steps - self.start) < self.steps and trainer.stop_reason is None:
-                chunk_began = time.perf_counter()
-                count = 1 if every_step or (log_every and done == 0) else min(chunk, self.steps - done)
-                count = min([count, *(n - done % n for n in pauses)])
-                steps, lr = range(trainer.steps - origin, trainer.steps - origin + count), trainer.optimizer.lr
-                lrs = np.array([lr * schedule(step) for step in steps], np.float64)
-                losses, norms, clipped = np.empty(count), np.empty(count), np.empty(count, np.uint8)
-                indices, splits = self.sampler.take(done, count)
-                before = time.perf_counter()
-                taken = trainer.loop.run(
-                    batch, indices, splits, self.accumulate, lrs, clip_norm, losses, norms, clip_value, clipped
-                )
-                after = time.perf_counter()
-                trainer.steps += taken
-                done += taken
-                history.predictions += data.predictions(indices[: splits[taken * self.accumulate]])
-                history.extend(
-                    loss=losses[:taken], lr=lrs[:taken], norm=norms[:taken], clipped=clipped[:taken],
-                    seconds=before - began + (after - before) / count * np.arange(1, taken + 1),
-                )
-                if taken < count:
-                    trainer.zero_grad()
-                    history.stop_reason = "diverged"
-                    trainer.diverged(losses[taken], norms[taken], lrs[taken], history.norm[-5:].tolist(), history)
-                chunk = max(1, int(count * CHUNK_SECONDS / max(after - chunk_began, 1e-9)))
-                if validation is not None and (done % self.eval_every == 0 or done == self.steps):
-                    self.evaluate(trainer, validation, callbacks, save)
-                if self.tol and done % self.sampler.steps_per_epoch == 0:
-                    self.check_converged(trainer)
-                # From here on the step is complete: what a callback saves goes on to the same bits.
-                call(callbacks, "on_step", trainer)
-                if log_every and (done == 1 or done % log_every == 0 or done == self.steps):
-                    call(callbacks, "on_log", trainer)
-                if interrupt.seen:
-                    trainer.stop_reason, history.interrupted = "interrupted", True
-                if save and save_every and done % save_every == 0 and done < self.steps:
-                    trainer.save(save)
-        history.stop_reason = trainer.stop_reason or "finished"
-        if self.restore_best and self.best_params is not None and not history.interrupted:
-            trainer.model.params.flat[:] = self.best_params
-        if save:
-            trainer.save(save)
-        call(callbacks, "on_end", trainer)
+        trainer.stop_reason = history.stop_reason = None
+        with Ending(trainer, callbacks):
+            call(callbacks, "on_start", trainer)
+            with Interrupt() as interrupt:
+                while (done := trainer.steps - self.start) < self.steps and trainer.stop_reason is None:
+                    chunk_began = time.perf_counter()
+                    count = 1 if every_step or (done == 0 and any(cadences)) else min(chunk, self.steps - done)
+                    count = min([count, *(n - done % n for n in pauses)])
+                    steps, lr = range(trainer.steps - origin, trainer.steps - origin + count), trainer.optimizer.lr
+                    lrs = np.array([lr * schedule(step) for step in steps], np.float64)
+                    losses, norms, clipped = np.empty(count), np.empty(count), np.empty(count, np.uint8)
+                    indices, splits = self.sampler.take(done, count)
+                    before = time.perf_counter()
+                    taken = trainer.loop.run(
+                        batch, indices, splits, self.accumulate, lrs, clip_norm, losses, norms, clip_value, clipped
+                    )
+                    after = time.perf_counter()
+                    trainer.steps += taken
+                    done += taken
+                    history.predictions += data.predictions(indices[: splits[taken * self.accumulate]])
+                    history.extend(
+                        loss=losses[:taken], lr=lrs[:taken], norm=norms[:taken], clipped=clipped[:taken],
+                        seconds=before - began + (after - before) / count * np.arange(1, taken + 1),
+                    )
+                    if taken < count:
+                        trainer.zero_grad()
+                        history.stop_reason = "diverged"
+                        trainer.diverged(losses[taken], norms[taken], lrs[taken], history.norm[-5:].tolist(), history)
+                    chunk = max(1, int(count * CHUNK_SECONDS / max(after - chunk_began, 1e-9)))
+                    if validation is not None and (done % self.eval_every == 0 or done == self.steps):
+                        self.evaluate(trainer, validation, callbacks, save)
+                    if self.tol and done % self.sampler.steps_per_epoch == 0:
+                        self.check_converged(trainer)
+                    # From here on the step is complete: what a callback saves goes on to the same bits.
+                    call(callbacks, "on_step", trainer)
+                    if interrupt.seen:
+                        trainer.stop_reason, history.interrupted = "interrupted", True
+                    last = done == self.steps or trainer.stop_reason is not None
+                    for callback, every in zip(callbacks, cadences, strict=True):
+                        if every and (done == 1 or done % every == 0 or last):
+                            call([callback], "on_log", trainer)
+                    if save and save_every and done % save_every == 0 and done < self.steps:
+                        trainer.save(save)
+            history.stop_reason = trainer.stop_reason or "finished"
+            if self.restore_best and self.best_params is not None and not history.interrupted:
+                trainer.model.params.flat[:] = self.best_params
+            if save:
+                trainer.save(save)
 
     def evaluate(self, trainer, validation, callbacks, save):
         """Evaluate, note whether it is the best so far, and stop where patience is at its end."""
@@ -158,12 +165,49 @@ def call(callbacks, method, *arguments):
             getattr(callback, method)(*arguments)
 
 
+def check_callbacks(callbacks):
+    """Refuse what would never be called, or not as meant."""
+    if not isinstance(callbacks, (list, tuple)):
+        raise TypeError(f"callbacks = {callbacks!r} must be a list of objects")
+    for i, callback in enumerate(callbacks):
+        if isinstance(callback, type):
+            raise TypeError(f"callbacks[{i}] is the class {callback.__name__}; give an object: {callback.__name__}()")
+        for name in dir(callback):
+            if name.startswith("on_") and name not in METHODS:
+                raise TypeError(f"callbacks[{i}] has {name}, which fit does not call; it calls {', '.join(METHODS)}")
+
+
+class Ending:
+    """Calls on_end whichever way a run ends; what a callback raises then does not hide what ended the run."""
+
+    def __init__(self, trainer, callbacks):
+        self.trainer, self.callbacks = trainer, callbacks
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is None:
+            call(self.callbacks, "on_end", self.trainer)
+            return
+        history = self.trainer.history
+        history.stop_reason = history.stop_reason or kind.__name__
+        for callback in self.callbacks:
+            with suppress(Exception):
+                call([callback], "on_end", self.trainer)
+
+
 class Interrupt:
-    """Notes Ctrl-C instead of raising it, so that a run ends at a whole step; a second one raises as usual."""
+    """Notes Ctrl-C instead of raising it, so that a run ends at a whole step; a second one raises as usual.
+
+    Where the process ignores Ctrl-C, as a shell script's background jobs do, it goes on doing so.
+    """
 
     def __enter__(self):
         self.seen = False
-        self.main = threading.current_thread() is threading.main_thread()
+        self.main = (
+            threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+        )
         if self.main:
             self.previous = signal.signal(signal.SIGINT, self.note)
         return self

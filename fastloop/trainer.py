@@ -4,6 +4,7 @@ Both go through the same compiled functions (csrc/loop.pxi), so they give the sa
 of the moves, the guard against divergence, and what is saved; the loop around the compiled chunks is in run.py.
 """
 
+import operator
 from math import inf, isfinite
 
 import numpy as np
@@ -93,7 +94,11 @@ class Trainer:
         """
         if self._stage not in (READY, FORWARD) and (self._stage != BACKWARD or self._micro >= self.grad_accum):
             self._check_forward()
-        loss = self.loop.forward(batch) * self.grad_accum
+        try:
+            loss = self.loop.forward(batch) * self.grad_accum
+        except TypeError as error:
+            got = type(batch).__name__
+            raise TypeError(f"forward takes a batch, as this trainer's batch(...) makes it, got {got}") from error
         self._stage = FORWARD
         if not isfinite(loss):
             self._stage = READY if self._micro == 0 else BACKWARD
@@ -223,8 +228,9 @@ class Trainer:
         save: a file that gets a checkpoint every `save_every` steps and at the end, and beside it (run.best.npz for
         run.npz) one of the best evaluation.
         callbacks: objects with any of the methods on_start(trainer), on_step(trainer) after each step,
-        on_log(trainer) at the first step, every `log_every` steps and the last, on_evaluate(trainer, step, loss),
-        on_end(trainer).  One that raises ends the run after a whole step.
+        on_log(trainer) at the first step, every `log_every` steps (or the callback's own attribute `every`) and the
+        last, on_evaluate(trainer, step, loss), on_end(trainer), which is called whichever way the run ends.  One that
+        raises ends the run after a whole step.
 
         Ctrl-C ends the run after a whole step, with history.interrupted.  Raises DivergenceError, whose parameters are
         those before the failing step, and OrderError in the middle of a step by hand.
@@ -235,8 +241,11 @@ class Trainer:
             "patience": (patience, 1), "log_every": (log_every, 0), "save_every": (save_every, 1), "seed": (seed, 0),
         }
         for name, (value, low) in lows.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__") or value < low):
                 raise ValueError(f"{name} = {value!r} must be an int of at least {low}")
+        steps, epochs, batch_size, eval_every, patience, log_every, save_every, seed = (
+            value if value is None else operator.index(value) for value, _ in lows.values()
+        )
         if steps is not None and epochs is not None:
             raise ValueError(f"steps = {steps} and epochs = {epochs}: say one of them")
         if validation is None and (patience is not None or restore_best):
@@ -364,6 +373,9 @@ class Trainer:
                 raise
             raise CheckpointError(f"{path}: does not describe a trainer ({type(error).__name__}: {error})") from error
         return trainer
+
+    def __repr__(self):
+        return f"Trainer({self.model!r}, {self.optimizer!r}, after {self.steps:,} steps)"
 
     def _between_steps(self, what):
         if self._stage not in (NEW, READY, STEPPED):

@@ -115,6 +115,7 @@ def test_json_log_of_values_that_json_does_not_have(tmp_path):
     log.on_evaluate(None, 3, float("nan"))
     log.on_evaluate(None, 4, float("inf"))
     log.on_evaluate(None, 5, 0.1 + 0.2)
+    log.file.close()
     assert [line["loss"] for line in read(log.path)] == [None, None, 0.30000000000000004]
 
 
@@ -130,7 +131,9 @@ def test_json_log_is_whole_after_every_event(tmp_path):
     with pytest.raises(RuntimeError, match="broken"):
         fit(JsonLog(path), Look())
     assert seen == [2, 3, 4, 5]
-    assert len(read(path)) == 5
+    *before, last = read(path)
+    assert len(before) == 5
+    assert (last["event"], last["stop_reason"]) == ("end", "RuntimeError")
 
 
 def test_json_log_where_nothing_can_be_written(tmp_path):

@@ -256,4 +256,5 @@ def test_a_plain_numpy_forward_pass_reads_an_exported_gpt(tmp_path):
     x = x + np.maximum(norm(x) @ w["layer0.mlp_fc1"].T, 0) @ w["layer0.mlp_fc2"].T
     logits = x @ w["lm_head"].T
     for position, token in enumerate(ids):
-        np.testing.assert_allclose(model.next_logits(token, position), logits[position], rtol=0, atol=1e-12)
+        (got,) = model.next_logits(np.array([token]), position)
+        np.testing.assert_allclose(got, logits[position], rtol=0, atol=1e-12)

@@ -1,6 +1,7 @@
 """The Trainer: the moves and fit give the same bits, wrong orders and divergence change nothing."""
 
 import hashlib
+import json
 import os
 import signal
 import threading
@@ -341,6 +342,15 @@ def test_no_memory_is_taken_inside_a_step():
     assert peak(1000) <= peak(1) + 64
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """As in a terminal; a shell script's background jobs ignore it, and so may the process that runs the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_ends_the_run_at_a_whole_step(tmp_path):
     trainer = make(steps=10**9)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -350,6 +360,21 @@ def test_ctrl_c_ends_the_run_at_a_whole_step(tmp_path):
     assert len(history) == trainer.steps == trainer.optimizer.t
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert fl.Trainer.load(tmp_path / "run.npz").steps == trainer.steps
+
+
+def test_where_ctrl_c_is_ignored_a_run_ignores_it():
+    class Press:
+        def on_step(self, trainer):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        history = make().fit(DOCS, steps=3, callbacks=[Press()])
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(history) == 3
+    assert history.stop_reason == "finished"
 
 
 def test_history_has_an_entry_for_every_step():
@@ -435,7 +460,7 @@ def test_generate_follows_the_models_distribution():
     assert model.generate(TOK, 5, seed=3) == model.generate(TOK, 5, seed=3)
     assert model.generate(TOK, 5, seed=3) != model.generate(TOK, 5, seed=4)
     first = [name[:1] for name in model.generate(TOK, 4000, seed=1)]
-    logits = model.next_logits(TOK.bos, 0)
+    (logits,) = model.next_logits(np.array([TOK.bos]), 0)
     p = np.exp(logits) / np.exp(logits).sum()
     for i in (0, 4, 12):
         expected = p[i]
@@ -446,6 +471,73 @@ def test_generate_follows_the_models_distribution():
     assert greedy[0][:1] == TOK.decode([int(np.argmax(p))])
     with pytest.raises(ValueError, match="temperature"):
         model.generate(TOK, temperature=-1.0)
+
+
+GENERATORS = {
+    "bigram": lambda: fl.BigramLM(TOK.vocab_size, init_std=0.5),
+    "gpt": lambda: fl.GPT(TOK.vocab_size, block_size=8, init_std=0.3),
+}
+
+
+def one_by_one(model, seed, n):
+    """generate, a document at a time and a token at a time, from its specification."""
+    rng, texts = np.random.default_rng(seed), []
+    for _ in range(n):
+        ids, u = [TOK.bos], rng.random(model.block_size)
+        for position in range(model.block_size):
+            (logits,) = model.next_logits(np.array([ids[position]]), position)
+            p = np.exp((logits - logits.max()) / 0.8)
+            cumulative = np.cumsum(p)
+            ids.append(int(np.searchsorted(cumulative, u[position] * cumulative[-1], side="right")))
+            if ids[-1] == TOK.bos:
+                break
+        texts.append(TOK.decode(ids))
+    return texts
+
+
+@pytest.mark.parametrize("make_model", GENERATORS.values(), ids=GENERATORS)
+def test_documents_side_by_side_are_those_one_by_one(make_model):
+    model = make_model()
+    names = model.generate(TOK, 61, 0.8, seed=3)
+    assert names == one_by_one(model, 3, 61)
+    assert len(set(map(len, names))) > 1        # some end before their neighbours
+    for n in (0, 1, 7, 8, 9):
+        assert model.generate(TOK, n, 0.8, seed=3) == names[:n]
+
+
+@pytest.mark.parametrize("n", [-1, 2.5, True, None])
+def test_so_many_documents_cannot_be_generated(n):
+    with pytest.raises(ValueError, match="n = "):
+        make().model.generate(TOK, n)
+
+
+@pytest.mark.parametrize("kind", ["bigram", "gpt"])
+@pytest.mark.parametrize("prompt", ["", "the ca", "the cat sat on the mat"])
+def test_a_text_goes_on_past_the_window(kind, prompt):
+    text = "the cat sat on the mat.\nthe dog sat on the log.\n" * 40
+    tok = fl.CharTokenizer([text])
+    make_model = fl.GPT if kind == "gpt" else fl.BigramLM
+    model = make_model(tok.vocab_size, block_size=8, seed=1)
+    fl.Trainer(model, fl.Adam(lr=0.02), tokenizer=tok).fit(text, steps=300, batch_size=8)
+    model.params["lm_head"][tok.bos] = 0.0      # BOS, which no window holds, would now be drawn if it could be
+    texts = model.generate(tok, 10, seed=2, prompt=prompt, length=50)
+    assert all(len(t) == len(prompt) + 50 and t.startswith(prompt) for t in texts)
+    assert len(set(texts)) > 5
+    assert texts[:3] == model.generate(tok, 3, seed=2, prompt=prompt, length=50)
+    assert texts[0].startswith(model.generate(tok, 1, seed=2, prompt=prompt, length=20)[0])
+    # Greedy, and from scratch at every token: the window is what generate says it is.
+    (greedy,) = model.generate(tok, 1, 0.0, prompt=prompt, length=30)
+    ids = tok.encode(prompt or "\n")
+    first = max(0, len(ids) - 8)
+    for _ in range(30):
+        if len(ids) - first > 8:
+            first = len(ids) - 4
+        for position, token in enumerate(ids[first:]):
+            (logits,) = model.next_logits(np.array([token]), position)
+        ids.append(int(logits[: tok.bos].argmax()))
+    assert greedy == tok.decode(ids)[0 if prompt else 1 :]
+    with pytest.raises(ValueError, match="length"):
+        model.generate(tok, length=0)
 
 
 def test_a_text_is_learnt_in_windows():
@@ -481,6 +573,82 @@ def test_callbacks_are_called_by_name():
     assert calls == ["start", 1, 10, ("evaluate", 20), 20, ("evaluate", 25), 25, "end"]
 
 
+def test_a_callback_hears_as_often_as_it_says():
+    class Spy:
+        def __init__(self, every=None):
+            self.calls = []
+            if every is not None:
+                self.every = every
+
+        def on_log(self, trainer):
+            self.calls.append(len(trainer.history))
+
+    often, seldom, plain, never = Spy(3), Spy(7), Spy(), Spy(0)
+    make().fit(DOCS, steps=15, log_every=10, callbacks=[often, seldom, plain, never])
+    assert often.calls == [1, 3, 6, 9, 12, 15]
+    assert seldom.calls == [1, 7, 14, 15]
+    assert plain.calls == [1, 10, 15]
+    assert never.calls == []
+
+
+def test_the_last_step_is_logged_wherever_a_run_stops():
+    class Stops:
+        def on_step(self, trainer):
+            if trainer.steps == 7:
+                trainer.stop("enough")
+
+    class Spy:
+        calls = ()
+
+        def on_log(self, trainer):
+            self.calls += (trainer.steps,)
+
+    spy = Spy()
+    make().fit(DOCS, steps=25, log_every=5, callbacks=[spy, Stops()])
+    assert spy.calls == (1, 5, 7)
+
+
+class Misnamed:
+    def on_evalute(self, trainer, step, loss):
+        pass
+
+
+@pytest.mark.parametrize("callbacks, message", [
+    ([fl.callbacks.Progress], r"callbacks\[0\] is the class Progress; give an object: Progress\(\)"),
+    (fl.callbacks.Progress(), "must be a list"),
+    ([fl.callbacks.Progress(), Misnamed()], r"callbacks\[1\] has on_evalute, which fit does not call"),
+])
+def test_callbacks_that_would_never_be_called_are_refused(callbacks, message):
+    trainer = make()
+    with pytest.raises(TypeError, match=message):
+        trainer.fit(DOCS, steps=5, callbacks=callbacks)
+    assert trainer.steps == 0
+
+
+class Ends:
+    ended = None
+
+    def on_end(self, trainer):
+        self.ended = trainer.history.stop_reason
+        raise ValueError("this must not hide the first error")
+
+
+def test_on_end_is_called_whichever_way_a_run_ends():
+    class Fails:
+        def on_step(self, trainer):
+            raise RuntimeError("enough")
+
+    for callbacks, lr, error in (([Fails()], 0.01, RuntimeError), ([], 1e200, fl.DivergenceError)):
+        trainer, ends = make(), Ends()
+        trainer.optimizer.lr = lr
+        with pytest.raises(error):
+            trainer.fit(DOCS, steps=50, callbacks=[*callbacks, ends])
+        assert ends.ended == trainer.history.stop_reason == ("RuntimeError" if lr < 1 else "diverged")
+    with pytest.raises(ValueError, match="hide"):
+        make().fit(DOCS, steps=5, callbacks=[Ends()])
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_a_callback_that_raises_ends_the_run_at_a_whole_step():
     class Fails:
         def on_step(self, trainer):
@@ -515,14 +683,27 @@ def test_bad_arguments_of_fit(options, message):
     assert digest(trainer) == before
 
 
+def test_numpys_integers_are_integers():
+    trainer, other = make(), make()
+    trainer.fit(DOCS, steps=np.int64(5), batch_size=np.int32(2), seed=np.uint8(3))
+    other.fit(DOCS, steps=5, batch_size=2, seed=3)
+    assert digest(trainer) == digest(other)
+    assert json.dumps(trainer._run.to_arrays()[1]) == json.dumps(other._run.to_arrays()[1])     # as a checkpoint has it
+
+
 def test_a_batch_of_another_model_is_refused():
     trainer = make()
     other_tok = fl.CharTokenizer(["".join(map(chr, range(97, 160)))])
     other = fl.Trainer(fl.BigramLM(other_tok.vocab_size), tokenizer=other_tok)
     with pytest.raises(ValueError, match="do not fit"):
         trainer.forward(other.batch([other_tok.chars]))
-    with pytest.raises(TypeError):
-        trainer.forward(np.zeros(3))
+    for wrong in (np.zeros(3), DOCS[:3], None):
+        with pytest.raises(TypeError, match=r"forward takes a batch, as this trainer's batch\(...\) makes it, got"):
+            trainer.forward(wrong)
+    X = np.ones((2, 3))
+    rows = fl.Trainer(fl.LinearRegression(3)).batch(X, X[:, 0])
+    with pytest.raises(TypeError, match="got ArrayBatch"):
+        trainer.forward(rows)
     with pytest.raises(fl.DataError, match="only 27"):
         fl.Trainer(trainer.model, fl.Adam(), tokenizer=other_tok).batch(["a"])
 
@@ -538,7 +719,7 @@ def test_top_k_and_top_p_keep_the_most_probable():
     us = (np.arange(10000) + 0.5) / 10000
 
     def shares(**options):
-        return np.bincount([sample(logits, u, **options) for u in us], minlength=5) / len(us)
+        return np.bincount(sample(np.tile(logits, (len(us), 1)), us, **options), minlength=5) / len(us)
 
     np.testing.assert_allclose(shares(), [0.1, 0.4, 0.05, 0.3, 0.15], atol=1e-3)
     np.testing.assert_allclose(shares(top_k=2), [0, 4 / 7, 0, 3 / 7, 0], atol=1e-3)
@@ -546,7 +727,12 @@ def test_top_k_and_top_p_keep_the_most_probable():
     np.testing.assert_allclose(shares(top_p=0.65, top_k=4), [0, 4 / 7, 0, 3 / 7, 0], atol=1e-3)
     squares = np.array([0.1, 0.4, 0.05, 0.3, 0.15]) ** 2
     np.testing.assert_allclose(shares(temperature=0.5), squares / squares.sum(), atol=1e-3)
-    assert sample(logits, 0.999, temperature=0.0) == 1
+    rows = np.array([logits, logits[::-1]])
+    assert sample(rows, np.array([0.999, 0.0]), temperature=0.0).tolist() == [1, 3]
+    # Each row has its own order and its own number.
+    assert sample(rows, np.array([0.999, 0.999]), top_k=2).tolist() == [3, 1]
+    assert sample(rows, np.array([0.0, 0.0]), top_p=0.3).tolist() == [1, 3]
+    assert sample(rows, np.array([0.0, 0.999])).tolist() == [0, 4]
 
 
 def test_a_prompt_begins_every_document():
