@@ -42,10 +42,12 @@ def load_text(path, encoding="utf-8") -> str:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
         # Some codecs take the byte order mark off before they begin to count.
+        hint = "; it begins as UTF-16 does" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         offset = len(raw) - len(error.object) + error.start
         line = len(_lines(raw[:offset].decode(encoding, "replace")))
         raise DataError(
-            f"{path}: line {line}, byte offset {offset}: 0x{raw[offset]:02x} is not valid {encoding} ({error.reason})"
+            f"{path}: line {line}, byte offset {offset}: 0x{raw[offset]:02x} is not valid {encoding} "
+            f"({error.reason}{hint})"
         ) from None
     text = text.removeprefix("\ufeff")
     nul = text.find("\0")

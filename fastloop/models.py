@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from . import _core
+from . import _core, extras
 from .arrays import pack_arrays
 from .data import pack
 from .errors import DataError
@@ -59,7 +59,7 @@ class Model:
 
     def save_safetensors(self, path):
         """Write the parameters alone, under their names, as float64 (extra: safetensors)."""
-        numpy = _safetensors()
+        numpy = safetensors()
         description = {name: str(value) for name, value in self.config.items()}
         numpy.save_file(dict(self.params), path, metadata={"model": type(self).__name__, **description})
 
@@ -68,7 +68,7 @@ class Model:
 
         float32 and float16 are widened.  Raises ValueError before any change where it does not fit (extra as above).
         """
-        tensors = _safetensors().load_file(path)
+        tensors = safetensors().load_file(path)
         if set(tensors) != set(self.params):
             odd = ", ".join(sorted(set(tensors) ^ set(self.params)))
             raise ValueError(f"{path}: the tensors of the file and of {self!r} differ: {odd}")
@@ -83,12 +83,9 @@ class Model:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
 
 
-def _safetensors():
-    try:
-        from safetensors import numpy
-    except ImportError:
-        raise ImportError("this needs the extra safetensors: pip install 'fastloop[safetensors]'") from None
-    return numpy
+def safetensors():
+    """The module safetensors.numpy, or an ImportError that says how to get it."""
+    return extras.load("safetensors.numpy", "safetensors", "a safetensors file")
 
 
 class LanguageModel(Model):

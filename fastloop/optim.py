@@ -146,7 +146,7 @@ class Optimizer:
             )
             return
         raise DivergenceError(
-            f"step {self.t}: the norm of grads[{i}] is {norm:.3g} (lr {self.lr:.3g}); parameters and moments are as "
+            f"step {self.t + 1}: the norm of grads[{i}] is {norm:.3g} (lr {self.lr:.3g}); parameters and moments are as "
             "they were before this step. Try a smaller lr, or look for extreme values in the data",
             self.t, None, norm, self.lr,
         )

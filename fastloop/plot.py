@@ -3,6 +3,7 @@
 Nothing global is touched: no pyplot, no backend, no display.
 """
 
+import os
 from itertools import pairwise
 
 import numpy as np
@@ -51,6 +52,14 @@ def plot(history, path=None, baseline=None, figure=None):
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
+
+
+def check_format(path):
+    """Raise ValueError for a file name whose ending is no format that can be drawn (without one, it gets .png)."""
+    ending = os.path.splitext(path)[1][1:].lower()
+    known = FigureCanvasAgg(Figure()).get_supported_filetypes()
+    if ending and ending not in known:
+        raise ValueError(f"{path}: a picture cannot be drawn as {ending!r}; known are {', '.join(sorted(known))}")
 
 
 def _loss(ax, history, baseline):

@@ -2,20 +2,54 @@
 
 import argparse
 import os
+import re
+import shlex
 import sys
 import time
 
 from . import checkpoint, config, data, errors, models, optim, schedules, tokenizer
 from .callbacks import JsonLog, Progress, TensorBoard
 from .diagnose import diagnose
+from .lr_find import lr_find
 from .trainer import Trainer
 
-SCHEDULES = ("constant", "linear", "cosine", "exponential", "one_cycle", "warmup_stable_decay")
+SCHEDULES = (
+    "constant", "linear", "cosine", "exponential", "one_cycle", "warmup_stable_decay", "inverse_sqrt", "step_decay"
+)
+EPILOG = """\
+examples:
+  %(prog)s --model gpt --batch-size 16 --steps 2000
+  %(prog)s --data names.txt --eval-every 100 --patience 5 --restore-best
+  %(prog)s --data book.txt --format text --model gpt --block-size 64 --n-embd 64
+  %(prog)s --steps 100000 --save run.npz      then, after Ctrl-C:
+  %(prog)s --resume run.npz
+
+exit status: 0 done, 1 the loss was no longer finite, 2 bad input, 130 Ctrl-C, 141 closed pipe
+"""
+# What other programs call some of the flags.
+ELSEWHERE = {
+    "learning-rate": "lr", "iterations": "steps", "max-iters": "steps", "max-steps": "steps", "input": "data",
+    "file": "data", "output": "save", "checkpoint": "save", "context-length": "block-size", "hidden-size": "n-embd",
+    "layers": "n-layer", "heads": "n-head", "val-split": "val-fraction", "max-norm": "clip-norm",
+}
 
 
 class Parser(argparse.ArgumentParser):
+    source = ""         # the file that the arguments come from
+
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        if message.startswith("unrecognized arguments: -"):
+            flag = re.split("[ =]", message.removeprefix("unrecognized arguments: "))[0]
+            message = f"{flag} is not a flag{did_you_mean(flag.lstrip('-'), '--')}"
+        self.exit(2, f"{self.prog}: error: {self.source}{message} (--help lists the flags)\n")
+
+
+def did_you_mean(flag, dashes=""):
+    """The end of a sentence that names the flag most like this one, if any is."""
+    import difflib
+
+    near = difflib.get_close_matches(flag, [*ALL_FLAGS, *ELSEWHERE], n=1)
+    return f"; did you mean {dashes}{ELSEWHERE.get(near[0], near[0])}?" if near else ""
 
 
 def at_least(low, kind=int):
@@ -31,6 +65,14 @@ def at_least(low, kind=int):
     return parse
 
 
+def share(text):
+    """An argparse type: a number in [0, 1)."""
+    if not 0.0 <= float(text) < 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is outside [0, 1)")
+    return float(text)
+
+
+share.__name__ = "number"
 count, size, number = at_least(0), at_least(1), at_least(0, float)
 
 # Group -> flag -> (type, or the choices, or bool for a switch; default; help)
@@ -39,7 +81,7 @@ FLAGS = {
         "data": (str, None, "text file (default: 5,163 embedded first names)"),
         "format": (("lines", "text"), "lines", "a document a line, or one text learnt in windows"),
         "encoding": (str, "utf-8", "of the file"),
-        "val-fraction": (float, 0.1, "share held out for validation"),
+        "val-fraction": (share, 0.1, "share held out for validation"),
     },
     "model": {
         "model": (("bigram", "gpt"), "bigram", "what to train"),
@@ -51,26 +93,33 @@ FLAGS = {
     },
     "training": {
         "steps": (size, 1000, "training steps"),
-        "epochs": (size, None, "times through the data, instead of --steps"),
+        "epochs": (size, None, "times through the data, in place of --steps"),
         "batch-size": (size, 1, "documents a batch"),
         "grad-accum": (size, 1, "batches a step"),
-        "shuffle": (bool, False, "a new order of the documents each epoch"),
+        "shuffle": (bool, None, "a new order of the documents each epoch (default: with --data)"),
         "optimizer": (("adam", "adamw", "sgd"), "adam", "how to update"),
         "lr": (float, 0.01, "learning rate, before the schedule"),
-        "schedule": (SCHEDULES, "linear", "of the learning rate"),
+        "schedule": (SCHEDULES, "linear", "how the learning rate falls"),
         "warmup": (count, 0, "steps of linear warm-up in front"),
+        "lr-end": (number, None, "where linear, cosine, exponential and warmup_stable_decay end, as a share of --lr "
+                   "(default: 0; exponential 0.01)"),
+        "decay-steps": (size, None, "the fall at the end of warmup_stable_decay, from fall to fall of step_decay (to a "
+                        "tenth), timescale of inverse_sqrt (default: a fifth of the run)"),
         "beta1": (float, 0.85, "decay of Adam's first moment"),
         "beta2": (float, 0.99, "decay of Adam's second moment"),
         "eps": (float, 1e-8, "added to Adam's denominator"),
         "momentum": (float, 0.0, "of sgd"),
-        "weight-decay": (float, 0.0, "decoupled with adamw"),
+        "nesterov": (bool, False, "Nesterov's form of it"),
+        "weight-decay": (float, None, "decoupled with adamw (default: 0; adamw 0.01)"),
+        "no-decay": (str, "", "tensors that weight decay leaves alone, such as wpe,lm_head"),
         "clip-norm": (float, None, "largest global gradient norm (default: any)"),
         "clip-value": (float, None, "largest magnitude of a single gradient (default: any)"),
         "seed": (count, 42, "of weights, split, order and samples"),
         "threads": (size, None, "at most so many (default: the CPUs at hand)"),
     },
     "validation": {
-        "eval-every": (size, None, "steps from evaluation to evaluation (default: at the end)"),
+        "eval-every": (size, None, "steps from evaluation to evaluation (default: ten in all, or one an epoch, if a "
+                       "file or a flag below needs them; else at the end)"),
         "patience": (size, None, "stop after so many evaluations without improvement"),
         "min-delta": (number, 0.0, "what counts as improvement"),
         "restore-best": (bool, False, "end with the parameters of the best evaluation"),
@@ -78,9 +127,9 @@ FLAGS = {
     },
     "files": {
         "config": (str, None, "TOML file whose keys are these flags"),
-        "save": (str, None, "checkpoint, and beside it the best (run.npz, run.best.npz)"),
+        "save": (str, None, "checkpoint, and beside it that of the best evaluation (run.npz, run.best.npz)"),
         "save-every": (size, None, "steps from checkpoint to checkpoint (default: at the end)"),
-        "resume": (str, None, "checkpoint to go on from"),
+        "resume": (str, None, "checkpoint of a run to go on with, to the same bits; files and output may be others"),
         "export": (str, None, "the trained parameters as safetensors (extra: safetensors)"),
         "log": (str, None, "JSON lines of the run"),
         "plot": (str, None, "picture of the run (extra: plot)"),
@@ -90,12 +139,14 @@ FLAGS = {
         "log-every": (count, 100, "steps from line to line; 0 for none"),
         "sample": (count, 10, "documents to sample at the end"),
         "sample-every": (size, None, "steps from one sample to the next during training"),
+        "length": (size, 200, "characters of a sample of a text"),
         "temperature": (number, 0.8, "of the samples; 0 takes the most probable"),
         "top-k": (size, None, "sample from so many most probable tokens"),
         "top-p": (float, None, "sample from the fewest with this probability"),
         "prompt": (str, "", "how the samples begin"),
         "diagnose": (bool, False, "say what looks wrong with the run"),
-        "dry-run": (bool, False, "take one step, describe it, write nothing"),
+        "dry-run": (bool, False, "take one step, print the whole configuration, write nothing"),
+        "lr-find": (bool, False, "try learning rates from small to large instead of training, and suggest one"),
         "overfit-one-batch": (bool, False, "train on the first batch alone: its loss should fall"),
         "quiet": (bool, False, "print the losses and the samples only"),
     },
@@ -103,14 +154,16 @@ FLAGS = {
 ALL_FLAGS = {flag: entry for flags in FLAGS.values() for flag, entry in flags.items()}
 
 # What a resumed run may change: where it writes and what it prints.
-RESUMABLE = {*FLAGS["output"], *FLAGS["files"], "threads", "data"} - {"config", "dry-run", "overfit-one-batch"}
+RESUMABLE = {*FLAGS["output"], *FLAGS["files"], "threads", "data"}
+RESUMABLE -= {"config", "dry-run", "lr-find", "overfit-one-batch"}
 
 
 def make_parser(**options):
     parser = Parser(
         prog="fastloop-train",
-        description="Train a small language model on a text file, and sample from it.",
-        allow_abbrev=False, **options,
+        description="Train a small language model on a text file, and sample from it.", epilog=EPILOG,
+        usage="%(prog)s [--flag value] ...", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        **options,
     )
     for name, flags in FLAGS.items():
         group = parser.add_argument_group(name)
@@ -122,23 +175,33 @@ def make_parser(**options):
             elif isinstance(kind, tuple):
                 group.add_argument(f"--{flag}", choices=kind, default=default, help=text)
             else:
-                metavar = "X" if kind in (float, number) else "N"
+                metavar = "X" if kind in (float, number, share) else "N"
                 if kind is str:
-                    metavar = "TEXT" if flag in ("prompt", "encoding") else "FILE"
+                    metavar = {"prompt": "TEXT", "encoding": "NAME", "no-decay": "NAMES", "tensorboard": "FOLDER"}
+                    metavar = metavar.get(flag, "FILE")
                 group.add_argument(f"--{flag}", type=kind, metavar=metavar, default=default, help=text)
     return parser
 
 
 def parse(argv):
     """The arguments, with those of --config before those of the command line; and which flags were given."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    from_file = [] if args.config is None else read_config(args.config)
-    args = parser.parse_args([*from_file, *argv])
-    given = make_parser(argument_default=argparse.SUPPRESS)
-    for action in given._actions:
+    parser, silent = make_parser(), make_parser(argument_default=argparse.SUPPRESS)
+    for action in silent._actions:
         action.default = argparse.SUPPRESS
-    return args, {name.replace("_", "-") for name in vars(given.parse_args([*from_file, *argv]))}
+    path = parser.parse_args(argv).config
+    from_file = [] if path is None else read_config(path)
+    given = []
+    for parser.source, arguments in ((f"{path}: ", from_file), ("", argv)):
+        parser.parse_args(arguments)            # alone, so that an error names its source
+        given.append({name.replace("_", "-") for name in vars(silent.parse_args(arguments))})
+        if given[-1] >= {"steps", "epochs"}:
+            parser.error("steps and epochs: say one of them")
+    args = parser.parse_args([*from_file, *argv])
+    if "steps" in given[1]:
+        args.epochs = None          # of the file
+    if args.epochs is not None:
+        args.steps = None
+    return args, given[0] | given[1]
 
 
 def read_config(path):
@@ -156,11 +219,7 @@ def read_config(path):
     for key, value in table.items():
         flag = key.replace("_", "-")
         if flag not in ALL_FLAGS or flag == "config":
-            import difflib
-
-            near = difflib.get_close_matches(flag, ALL_FLAGS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise errors.DataError(f"{path}: {key!r} is not a flag of this command{hint}")
+            raise errors.DataError(f"{path}: {key!r} is not a flag of this command{did_you_mean(flag)}")
         if isinstance(value, bool) != (ALL_FLAGS[flag][0] is bool) or isinstance(value, (list, dict)):
             raise errors.DataError(f"{path}: {key} = {value!r} is not what --{flag} takes")
         arguments.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag}={value}")
@@ -171,18 +230,35 @@ class Samples:
     """Prints a sample every so many steps, from a random stream of its own."""
 
     def __init__(self, every, seed, options):
-        self.every, self.seed, self.options, self.next = every, seed, options, every
+        self.every, self.seed, self.options = every, seed, options
 
     def on_log(self, trainer):
         done = len(trainer.history)
-        if done >= self.next:
-            self.next = done - done % self.every + self.every
+        if done % self.every == 0:
             seed = self.seed + done         # so that a resumed run says the same
             (text,) = trainer.model.generate(trainer.tokenizer, 1, seed=seed, **self.options)
-            print(f"\r\x1b[K{'sample':12}{text}" if sys.stdout.isatty() else f"{'sample':12}{text}")
+            print(end="\r\x1b[K" if sys.stdout.isatty() else "")      # what Progress drew
+            print_sample(text)
 
 
-def make_trainer(args, docs):
+def print_sample(text):
+    print(f"{'sample':12}{text}".replace("\n", "\n" + 12 * " "))
+
+
+def make_schedule(args, steps):
+    """The schedule of a run of so many steps."""
+    make, fifth = getattr(schedules, args.schedule), args.decay_steps or max(1, steps // 5)
+    end = {} if args.lr_end is None else {"end": args.lr_end}
+    if end and args.schedule not in ("linear", "cosine", "exponential", "warmup_stable_decay"):
+        raise ValueError(f"--lr-end does not go with --schedule {args.schedule}")
+    if args.schedule == "warmup_stable_decay":
+        return make(args.warmup, fifth, **end)
+    schedule = make(fifth) if args.schedule in ("inverse_sqrt", "step_decay") else make(**end)
+    return schedules.warmup(args.warmup, schedule) if args.warmup else schedule
+
+
+def make_trainer(args, docs, n_train):
+    """A trainer for docs, of which n_train are trained on."""
     tok = tokenizer.CharTokenizer([docs] if isinstance(docs, str) else docs)
     gpt = args.model == "gpt"
     block_size = args.block_size or (16 if gpt else 8)
@@ -191,21 +267,17 @@ def make_trainer(args, docs):
         model = models.GPT(tok.vocab_size, n_head=args.n_head, n_layer=args.n_layer, **common)
     else:
         model = models.BigramLM(tok.vocab_size, **common)
+    decay = {} if args.weight_decay is None else {"weight_decay": args.weight_decay}
+    decay["no_decay"] = [name for name in args.no_decay.split(",") if name]
     if args.optimizer == "sgd":
-        optimizer = optim.SGD(lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+        optimizer = optim.SGD(lr=args.lr, momentum=args.momentum, nesterov=args.nesterov, **decay)
     else:
         make = optim.AdamW if args.optimizer == "adamw" else optim.Adam
-        betas = (args.beta1, args.beta2)
-        optimizer = make(lr=args.lr, betas=betas, eps=args.eps, weight_decay=args.weight_decay)
-    if args.schedule == "warmup_stable_decay":
-        fifth = max(1, args.steps // 5)
-        schedule = schedules.warmup_stable_decay(args.warmup or 1, fifth)
-    else:
-        schedule = getattr(schedules, args.schedule)()
-        schedule = schedules.warmup(args.warmup, schedule) if args.warmup else schedule
+        optimizer = make(lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, **decay)
+    steps = args.steps or args.epochs * -(-n_train // (args.batch_size * args.grad_accum))
     return Trainer(
-        model, optimizer, tokenizer=tok, schedule=schedule, clip_norm=args.clip_norm, clip_value=args.clip_value,
-        grad_accum=args.grad_accum,
+        model, optimizer, tokenizer=tok, schedule=make_schedule(args, steps), clip_norm=args.clip_norm,
+        clip_value=args.clip_value, grad_accum=args.grad_accum,
     )
 
 
@@ -214,9 +286,9 @@ def load_data(args):
     if args.format == "text":
         if args.data is None:
             raise ValueError("--format text needs a file: --data FILE")
+        if args.epochs:
+            raise ValueError("--format text: windows are drawn at random, so there are no --epochs; say --steps")
         text = data.load_text(args.data, args.encoding)
-        if not 0.0 <= args.val_fraction < 1.0:
-            raise ValueError(f"fraction = {args.val_fraction} is outside [0, 1)")
         first = len(text) - int(len(text) * args.val_fraction)
         return text[:first], text[first:]
     return data.split_docs(data.load_docs(args.data, args.encoding), args.val_fraction, args.seed)
@@ -242,56 +314,87 @@ def run(args, given):
         args = resumed_arguments(args, given)
     if args.threads is not None:
         config.set_num_threads(args.threads)
+    check_outputs(args)
+    text = args.format == "text"
     train, val = load_data(args)
-    if args.overfit_one_batch:
-        train, val = train[: args.batch_size * args.grad_accum] if isinstance(train, list) else train, None
-    trainer = Trainer.load(args.resume) if args.resume else make_trainer(args, train + (val or type(train)()))
+    if args.overfit_one_batch and not text:
+        train, val = train[: args.batch_size * args.grad_accum], None
+    if args.resume:
+        trainer = Trainer.load(args.resume)
+    else:
+        trainer = make_trainer(args, train + (val or type(train)()), len(train))
     model, tok = trainer.model, trainer.tokenizer
+    if args.overfit_one_batch and text:
+        train, val = train[: model.block_size + 1], None
+    options = {
+        "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "prompt": args.prompt,
+        "length": args.length if text else None,
+    }
+    try:
+        model.generate(tok, 0, **options)       # what is wrong with them should be said before the work
+    except errors.DataError as error:
+        raise errors.DataError(f"--prompt: {error}") from None
     trainer.notes = {"arguments": vars(args)}
     train_data, cut = trainer.prepare(train)
     val_data = None
     if val:
+        if text and len(val) <= model.block_size:
+            raise ValueError(
+                f"the {len(val)} characters held out hold no window of {model.block_size} predictions: take another "
+                "--val-fraction (0 holds out none) or --block-size"
+            )
         val_data, val_cut = trainer.prepare(val)
         cut += val_cut
     if not val and (args.patience or args.restore_best):
         raise ValueError("--patience and --restore-best need documents held out: --val-fraction")
     baseline = data.bigram_baseline(train, val or None, tokenizer=tok, block_size=model.block_size)
 
-    changed = [f"--{flag} {vars(args)[flag.replace('-', '_')]}" for flag in ALL_FLAGS if flag in given]
+    changed = [argument for flag in ALL_FLAGS for argument in as_argument(flag, vars(args)[flag.replace("-", "_")])]
     if changed:
-        say("arguments", " ".join(changed))
-    unit = "characters" if isinstance(train, str) else "documents"
+        say("arguments", shlex.join(changed))
+    unit, n = "characters" if text else "documents", len(train) + len(val or ())
     split = f"{len(train):,} to train on, {len(val):,} held out" if val else "all to train on"
-    split += f" (seed {args.seed})" if val and unit == "documents" else ""
-    say(unit, f"{len(train) + len(val or ()):,}: {split}")
-    if unit == "documents":
-        say("cut", f"{cut:,} documents, to {model.block_size} predictions")
+    split += " at its end" if val and text else f" (seed {args.seed})" if val else ""
+    say(unit, f"{n:,}: {split}")
+    if not text:
+        fits = f"none, {model.block_size} predictions are enough for each document"
+        say("cut", f"{cut:,} of {n:,} documents, to {model.block_size} predictions" if cut else fits)
     say("vocabulary", f"{tok.vocab_size}: {tok.vocab_size - 1} characters and BOS")
     say("parameters", f"{model.num_params:,}")
     say("baseline", f"{baseline:.4f} nats per token (bigram counts, {'held out' if val else 'on the same data'})")
     if args.dry_run:
         return dry_run(trainer, train_data, args, say)
+    if args.lr_find:
+        return find_lr(trainer, train_data, args)
+    if args.resume:
+        say("resumed", f"{args.resume}, after step {len(trainer.history):,} of {trainer.total_steps:,}")
 
-    options = {
-        "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "prompt": args.prompt,
-    }
     writing = {"save": args.save, "save_every": args.save_every, "callbacks": make_callbacks(args, options)}
-    writing["log_every"] = args.log_every or args.sample_every or 0
-    evaluating = {"validation": val_data if args.eval_every or args.patience or args.restore_best else None}
+    writing["log_every"] = args.log_every
+    watched = (args.eval_every, args.patience, args.restore_best, args.save, args.log, args.plot, args.tensorboard)
+    evaluating = {"validation": val_data if any(watched) else None}
     began = time.perf_counter()
     before = trainer.steps
-    if args.resume:
-        history = trainer.resume(train_data, **evaluating, **writing)
-    else:
-        length = {"epochs": args.epochs} if args.epochs else {"steps": args.steps}
-        history = trainer.fit(
-            train_data, **length, batch_size=args.batch_size, shuffle=args.shuffle or None, seed=args.seed,
-            eval_every=args.eval_every, patience=args.patience, min_delta=args.min_delta,
-            restore_best=args.restore_best, tol=args.tol, **evaluating, **writing,
-        )
-    seconds = time.perf_counter() - began
+    try:
+        if args.resume:
+            history = trainer.resume(train_data, **evaluating, **writing)
+        else:
+            length = {"epochs": args.epochs} if args.epochs else {"steps": args.steps}
+            shuffle = args.data is not None if args.shuffle is None else args.shuffle
+            history = trainer.fit(
+                train_data, **length, batch_size=args.batch_size, shuffle=(shuffle and not text) or None,
+                seed=args.seed, eval_every=args.eval_every, patience=args.patience, min_delta=args.min_delta,
+                restore_best=args.restore_best, tol=args.tol, **evaluating, **writing,
+            )
+    except errors.DivergenceError:
+        show(trainer, args, baseline)
+        raise
+    seconds, steps = time.perf_counter() - began, trainer.steps - before
     if history.stop_reason != "finished":
         say("stopped", f"{history.stop_reason}, after step {len(history):,}")
+    if history.evaluations:
+        restored = ", restored" if args.restore_best and not history.interrupted else ""
+        say("best", f"validation {trainer.best_loss:.4f} after step {trainer.best_step:,}{restored}")
     train_loss = trainer.evaluate(train_data)
     losses = f"train {train_loss:.4f}"
     if val:
@@ -299,21 +402,50 @@ def run(args, given):
         losses += f", validation {val_loss:.4f}"
     print(f"{'loss':12}{losses} nats per token")
     if val:
-        say("gap", f"{val_loss - train_loss:+.4f} from train to validation")
-    say("time", f"{seconds:.3f} s, {seconds / max(trainer.steps - before, 1) * 1e6:.1f} us a step")
-    for text in model.generate(tok, args.sample, seed=args.seed, **options):
-        print(f"{'sample':12}{text}")
+        say("gap", f"{round(val_loss - train_loss, 4) + 0.0:+.4f} from train to validation")
+    say("time", f"{seconds:.3f} s" + (f", {seconds / steps * 1e6:.1f} us a step" if steps else ""))
+    for sample in model.generate(tok, args.sample, seed=args.seed, **options):
+        print_sample(sample)
     if args.export:
         model.save_safetensors(args.export)
-    if args.plot:
-        history.plot(args.plot, baseline=baseline)
-    if args.diagnose:
-        findings = diagnose(trainer)
-        for finding in findings:
-            print(f"{'diagnosis':12}{finding}")
-        if not findings:
-            print(f"{'diagnosis':12}nothing found")
+    show(trainer, args, baseline)
     return 130 if history.interrupted else 0
+
+
+def check_outputs(args):
+    """Refuse before the work what could not be written after it."""
+    for flag in ("save", "export", "plot"):
+        path = vars(args)[flag]
+        if path is not None:
+            folder = os.path.dirname(os.path.abspath(path))
+            if not os.path.isdir(folder):
+                raise ValueError(f"--{flag} {path}: there is no folder {folder}")
+            if os.path.isdir(path) or not os.access(folder, os.W_OK):
+                raise ValueError(f"--{flag} {path}: cannot be written")
+    if args.export:
+        models.safetensors()
+    if args.plot:
+        from .plot import check_format
+
+        check_format(args.plot)
+
+
+def as_argument(flag, value):
+    """The flag as it would be typed: a list, empty where it has its default."""
+    if value == ALL_FLAGS[flag][1] or value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", str(value)]
+
+
+def show(trainer, args, baseline):
+    """The picture and the diagnosis of a run, however it ended."""
+    if args.plot and len(trainer.history):
+        trainer.history.plot(args.plot, baseline=baseline)
+    if args.diagnose:
+        for finding in str(diagnose(trainer)).replace("\n    ", "\n" + 12 * " ").split("\n"):
+            print(finding if finding.startswith(" ") else f"{'diagnosis':12}{finding}")
 
 
 def dry_run(trainer, train_data, args, say):
@@ -321,9 +453,36 @@ def dry_run(trainer, train_data, args, say):
     history = trainer.fit(train_data, steps=1, batch_size=args.batch_size, seed=args.seed)
     for name, shape in trainer.model.params.shapes.items():
         say("tensor", f"{name} {' x '.join(map(str, shape))}")
-    say("memory", f"{trainer.model.num_params * 32 / 2**20:.2f} MiB of parameters, gradients and moments")
+    copies = {0: "parameters and gradients", 1: "parameters, gradients and momentum"}
+    copies = copies.get(len(trainer.optimizer.flats), "parameters, gradients and moments")
+    say("memory", f"{trainer.model.num_params * 8 * (2 + len(trainer.optimizer.flats)) / 2**20:.2f} MiB of {copies}")
     say("optimizer", repr(trainer.optimizer))
     print(f"{'step':12}loss {history.loss[0]:.4f}, norm {history.norm[0]:.4f}, {history.predictions} predictions")
+    if not args.quiet:
+        print("\n# The whole configuration, as --config reads it")
+        for name, flags in FLAGS.items():
+            print(f"# {name}")
+            for flag in flags:
+                value = vars(args)[flag.replace("-", "_")]
+                if value is not None and flag not in ("config", "dry-run"):
+                    print(f"{flag} = {toml(value)}")
+    return 0
+
+
+def toml(value):
+    import json
+
+    return json.dumps(value, ensure_ascii=False)        # whose strings, numbers and truth values are TOML's too
+
+
+def find_lr(trainer, train_data, args):
+    """The range test, in ten lines."""
+    found = lr_find(trainer, train_data, batch_size=args.batch_size, seed=args.seed)
+    last = len(found.lrs) - 1
+    for i in sorted({last * k // 10 for k in range(11)}):
+        print(f"{'lr':12}{found.lrs[i]:.1e}  loss {found.losses[i]:.4f} (smoothed)")
+    hint = "none: the loss never fell" if found.suggestion is None else f"--lr {found.suggestion:.2g}"
+    print(f"{'suggestion':12}{hint} ({found.stop_reason} after {len(found.lrs)} steps)")
     return 0
 
 
@@ -331,7 +490,10 @@ def resumed_arguments(args, given):
     """The arguments of the checkpoint, under those that a resumed run may change."""
     refused = given - RESUMABLE
     if refused:
-        raise ValueError(f"--{min(refused)}: a resumed run keeps its own; leave it out")
+        raise ValueError(
+            f"--{min(refused)}: a resumed run keeps its own; leave it out (from Python, fl.Trainer.load(...).fit(...) "
+            "trains on with other settings)"
+        )
     _, meta = checkpoint.read(args.resume)
     try:
         stored = meta["notes"]["arguments"]

@@ -200,8 +200,8 @@ class Trainer:
         what = f"the loss is {loss}" if not isfinite(loss) else f"the gradient norm is {norm:.3g}"
         before = ", ".join(f"{x:.3g}" for x in norms) or "none"
         raise DivergenceError(
-            f"step {self.steps}: {what} (lr {lr:.3g}, norms of the steps before: {before}); the parameters are as they "
-            "were before this step. Try a smaller lr, clip_norm=1.0, or look for extreme values in the data",
+            f"step {self.steps + 1}: {what} (lr {lr:.3g}, norms of the steps before: {before}); the parameters are as "
+            "they were before this step. Try a smaller lr, clip_norm=1.0, or look for extreme values in the data",
             self.steps, loss, norm, lr, norms, history,
         )
 
@@ -289,6 +289,16 @@ class Trainer:
         run.go(self, data, validation, callbacks, log_every, save, save_every)
         return self.history
 
+    @property
+    def best_loss(self):
+        """The lowest validation loss of the last fit, as patience counts it, or None."""
+        return None if self._run is None else self._run.best_loss
+
+    @property
+    def best_step(self):
+        """After how many of its steps that was."""
+        return None if self._run is None else self._run.best_step
+
     def stop(self, reason):
         """End the running fit after this step; for callbacks."""
         self.stop_reason = reason
@@ -365,7 +375,7 @@ class Trainer:
             run_arrays = {name.removeprefix("run/"): arrays.pop(name) for name in list(arrays) if name[:4] == "run/"}
             if meta["run"] is not None:
                 trainer._run = Run.from_arrays(run_arrays, meta["run"])
-                trainer.history = trainer._run.history
+                trainer.history, trainer.total_steps = trainer._run.history, trainer._run.steps
             if arrays:
                 raise CheckpointError(f"{path}: nothing here knows {', '.join(arrays)}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -380,7 +380,7 @@ def test_bad_gradients_change_nothing(kind, bad):
         grads[2], error, words = params[0], ValueError, r"^grads\[2\] and params\[0\] overlap in memory"
     else:
         grads[2][3], error = float(bad), fl.DivergenceError
-        words = "^" + re.escape(f"step 1: the norm of grads[2] is {bad.strip('-')} ")
+        words = "^" + re.escape(f"step 2: the norm of grads[2] is {bad.strip('-')} ")
     before = digest(opt, params)
     with pytest.raises(error, match=words) as caught:
         opt.step(grads)
