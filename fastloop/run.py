@@ -20,7 +20,7 @@ from .sampler import Sampler
 # Compiled code answers Ctrl-C between chunks: one should take about this long, and at first be a guess.
 CHUNK_SECONDS = 0.04
 FIRST_CHUNK_WORK = 2_000_000    # parameters times examples
-STEP_WORK = 200                 # what a step of the smallest model costs, in the same unit: its learning rate, its record
+STEP_WORK = 200                 # a step of the smallest model, in the same unit: its learning rate and its record
 
 SETTINGS = (
     "steps", "n_examples", "batch_size", "accumulate", "order", "seed", "epochs", "eval_every", "patience", "min_delta",

@@ -286,7 +286,11 @@ class Trainer:
         if validation is not None:
             validation, _ = self.prepare(*(validation if isinstance(validation, tuple) else (validation,)))
         self._run, self.history, self.total_steps = run, run.history, run.steps
-        run.go(self, data, validation, callbacks, log_every, save, save_every)
+        ahead = self.steps - self.optimizer.t
+        try:
+            run.go(self, data, validation, callbacks, log_every, save, save_every)
+        finally:
+            self.steps = self.optimizer.t + ahead       # also where memory ran out before the last steps were recorded
         return self.history
 
     @property
