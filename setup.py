@@ -1,7 +1,7 @@
 """The compiled extensions: one source (csrc/core.pxi), one module for each instruction set.
 
 Everything else about the package is in pyproject.toml.  The switches are environment variables: FASTLOOP_DEBUG=1 builds
-with bounds checks, FASTLOOP_TRACE=1 with line tracing for coverage, FASTLOOP_OPENMP=0 without OpenMP.
+with bounds checks, FASTLOOP_OPENMP=0 without OpenMP.
 """
 
 import os
@@ -15,11 +15,10 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CompileError, LinkError
 
 DEBUG = os.environ.get("FASTLOOP_DEBUG") == "1"
-TRACE = os.environ.get("FASTLOOP_TRACE") == "1"
 
 # No flag here lets the compiler reorder sums or assume that NaN does not occur, and none contracts a * b + c
 # behind our back: where a fused multiply-add is wanted the source says so.
-FLAGS = ["-O1" if DEBUG or TRACE else "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+FLAGS = ["-O1" if DEBUG else "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 VARIANTS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
@@ -69,14 +68,12 @@ class BuildExt(build_ext):
 
 
 def extension(name, flags):
-    macros = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")] if TRACE else []
     return Extension(
         f"fastloop._core.{name}",
         [f"csrc/{name}.pyx"],
         include_dirs=["csrc"],
         depends=[str(path) for path in Path("csrc").glob("*.[ph]*")],
         extra_compile_args=flags,
-        define_macros=macros,
     )
 
 
@@ -93,7 +90,6 @@ setup(
             "wraparound": False,
             "initializedcheck": DEBUG,
             "cdivision": True,
-            "linetrace": TRACE,
         },
     ),
     cmdclass={"build_ext": BuildExt},

@@ -1,0 +1,419 @@
+"""Plant faults in the kernels and in the Python modules, one at a time, and see that the tests notice.
+
+    python tests/plant_faults.py [--only csrc|fastloop] [--match TEXT] [--jobs N]
+
+Each fault is planted in a temporary copy of the tree: an old text, which must stand in its file exactly once, becomes a
+new one.  A fault in csrc/ is built for one instruction set (about 8 s).  Then the tests of tests/test_*.py run, those
+most likely to notice first, until one fails; a fault that only another instruction set has meets the tests of kernels
+and models alone.  The sound tree must pass first, or nothing that follows would mean anything.
+Prints for every fault where it was planted and which test caught it; exit status 1 where fewer than 95 % were caught,
+2 where a fault no longer fits its file or the sound tree fails.  Needs gcc and Cython, and what the tests need.
+
+Takes about RUNTIME on one core.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENOUGH = 0.95
+TIMEOUT = 600       # seconds that the tests of one fault may take: a fault that hangs counts as caught
+
+# file, old, new, and where it matters the instruction set to build
+CSRC = [
+    # Adam: bias correction, moments, decay, the last values of an array
+    ("adam.pxi", "-expm1(<double>t * log(beta1))", "-expm1(<double>(t + 1) * log(beta1))"),
+    ("adam.pxi", "v8_set(1.0 - c.beta2)", "v8_set(1.0 - c.beta1)"),
+    ("adam.pxi", "c.l2 = 0.0 if decoupled else weight_decay", "c.l2 = weight_decay"),
+    ("adam.pxi", "1.0 - lr * weight_decay if", "1.0 - weight_decay if"),
+    ("adam.pxi", "TINY = 1e-290", "TINY = 0.0"),
+    ("adam.pxi", "v8_mul(v8_load(grad + i), grad_scale)", "v8_load(grad + i)"),
+    ("adam.pxi", "memcpy(v + i, last[3], left)", "pass"),
+    ("adam.pxi", "memset(grad + i, 0, left)", "pass"),
+    ("adam.pxi", "min(round8(n * (i + 1) // threads), n)", "n * (i + 1) // threads"),
+    ("adam.pxi", "self.t += 1", "self.t = 1"),
+    # SGD
+    ("sgd.pxi", "g + c.momentum * u if", "c.momentum * u if"),
+    ("sgd.pxi", "1.0 if t == 1 else", "1.0 if t == 0 else"),
+    ("sgd.pxi", "u = 0.0 if fabs(u) < TINY else u", "pass"),
+    # what every optimiser does
+    ("optimizer.pxi", "if &grad[0] < self", "if False and &grad[0] < self"),
+    ("optimizer.pxi", "self.update(lr, 1.0, False)", "self.update(lr, 1.0, True)"),
+    # norm and clipping: scaling out of range, sign, sums in blocks
+    ("norm.pxi", "600 if total <= 1e-290 else -600", "-600 if total <= 1e-290 else 600"),
+    ("norm.pxi", "1e-290 < total < INFINITY", "0.0 <= total < INFINITY"),
+    ("norm.pxi", "(-limit if x[i] < -limit", "(limit if x[i] < -limit"),
+    ("norm.pxi", "partial[i] = sum_squares(x + i * NORM_BLOCK, min(NORM_BLOCK, n - i * NORM_BLOCK)",
+     "partial[i] = sum_squares(x + i * NORM_BLOCK, min(NORM_BLOCK, n - i * NORM_BLOCK - 1)"),
+    # cross-entropy: digits of a confident model, ties, tiles of a large vocabulary, signs
+    ("cross_entropy.pxi", "log1p((s.count[t] - 1.0) + s.rest[t])", "log(s.count[t] + s.rest[t])"),
+    ("cross_entropy.pxi", "v8_add(block_rest, v8_where_equal(x, m, zero, e))", "v8_add(block_rest, e)"),
+    ("cross_entropy.pxi", "v8_mul(v8_add(count, rest), v8_exp", "v8_mul(rest, v8_exp"),
+    ("cross_entropy.pxi", "others = (s.count[t] - 1.0) + s.rest[t]", "others = s.count[t] + s.rest[t]"),
+    ("cross_entropy.pxi", "if s.target[t] == s.max[t]:", "if False:"),
+    ("cross_entropy.pxi", "return total + lost if isfinite(total) else total", "return total"),
+    ("cross_entropy.pxi", "return total + lost if isfinite(total) else total", "return total + lost"),
+    # embedding: an id that occurs twice
+    ("embedding.pxi", "out[d] += row[d]", "out[d] = row[d]"),
+    # matrix products: blocks of K, edges, strides, padding
+    ("matmul.pxi", "ldb, 0, C + j, ldc, accumulate or k > 0)", "ldb, 0, C + j, ldc, accumulate)"),
+    ("matmul.pxi", "+ j, ldb, C + j, ldc, accumulate or k > 0)", "+ j, ldb, C + j, ldc, accumulate)"),
+    ("matmul.pxi", "a = A + (k >> 3) * a_block", "a = A"),
+    ("matmul.pxi", "memcpy(edge + 8 * r, C + (i + r) * ldc, columns * 8)", "pass"),
+    ("matmul.pxi", "x[t * ldx + d] if t < tokens else 0.0", "x[t * ldx + d] if t < tokens else 1.0"),
+    ("matmul.pxi", "memset(out + i * ld + D, 0, (ld - D) * 8)", "pass"),
+    ("logits.pxi", "&dx[n, 0], D, v > 0)", "&dx[n, 0], D, False)"),
+    # the language models' head: tiles, threads, the check of ids
+    ("head.pxi", "self.dx + n * self.ld, self.ld, v > 0)", "self.dx + n * self.ld, self.ld, False)"),
+    ("head.pxi", "rows * i // threads, rows * (i + 1) // threads)",
+     "rows * i // threads, rows * (i + 1) // threads - 1)"),
+    ("head.pxi", "softmax_exp(logits, rows, &self.softmax[p])", "pass"),
+    ("head.pxi", "or tokens.data.block_size > self.T:", "or False:"),
+    # linear layers
+    ("linear.pxi", "rows * sizeof(double)", "(rows - 1) * sizeof(double)"),
+    ("linear.pxi", "if whole < D:", "if whole > D:"),
+    # attention: the mask, documents in one panel, the softmax's gradient, the cache
+    ("attention.pxi", "upper[t] - <double>b.positions[n] if n < b.N else upper[t]", "0.0 if n < b.N else upper[t]"),
+    ("attention.pxi", "v8_where_less(end, at, hidden, x)", "x"),
+    ("attention.pxi", "v8_sub(v8_load(ds + 8 * s), sum_)", "v8_load(ds + 8 * s)"),
+    ("attention.pxi", "if first > panel:", "if first >= panel:"),
+    ("attention.pxi", "kv + 16 * s * D + 8 * (D + d)", "kv + 16 * s * D + 8 * d"),
+    # RMSNorm and ReLU
+    ("pointwise.pxi", "RMSNORM_EPS = 1e-5", "RMSNORM_EPS = 1.1e-5"),
+    ("pointwise.pxi", "a = v8_fma(x0, x0, a)\n    v8_store(scale", "pass\n    v8_store(scale"),
+    ("pointwise.pxi", "v8_where_less(zero, v8_load(h + 8 * d), v8_load(dh + 8 * d), zero)", "v8_load(dh + 8 * d)"),
+    # the GPT
+    ("gpt.pxi", "            if l == 0:", "            if l == 1:"),
+    ("gpt.pxi", "self.dout, self.din = self.din, self.dout", "pass"),
+    ("gpt.pxi", "layer.a + p, self.x_panels + p, n, True, parallel)",
+     "layer.a + p, self.x_panels + p, n, False, parallel)"),
+    ("gpt.pxi", "if position > self.cached:", "if False:"),
+    ("gpt.pxi", "P * i // threads, P * (i + 1) // threads, False)",
+     "P * i // threads, P * (i + 1) // threads - 1, False)"),
+    ("gpt.pxi", "P * i // threads, P * (i + 1) // threads, False)",
+     "P * i // threads, min(P * (i + 1) // threads + 1, P), False)"),
+    # the MLP
+    ("mlp.pxi", "v8_sub(one, v8_mul(x, x))", "v8_sub(one, x)"),
+    ("mlp.pxi", "i < self.depth - 1, self.tanh)", "i < self.depth, self.tanh)"),
+    ("mlp.pxi", "8 * (tiles(n, 8) * part // parts)", "8 * (n // 8 * part // parts)"),
+    ("mlp.pxi", "v8_max(zero, v8_add(v8_load(z + n * ld), b))", "v8_max(v8_add(v8_load(z + n * ld), b), zero)"),
+    ("mlp.pxi", "outputs * 8)\n            if i > 0", "outputs * 8 - 8)\n            if i > 0"),
+    # the loop: clipping, what is not finite, accumulation, zeroing
+    ("loop.pxi", "clip_norm / norm if norm > clip_norm else 1.0", "clip_norm / norm"),
+    ("loop.pxi", "isfinite(norm) and isfinite(largest * largest)", "isfinite(norm)"),
+    ("loop.pxi", "finite = isfinite(loss)", "finite = True"),
+    ("loop.pxi", "self.optimizer.update(lrs[s], scale, True)", "self.optimizer.update(lrs[s], scale, False)"),
+    ("loop.pxi", "total = <double>(splits[(s + 1) * accumulate]", "total = <double>(splits[s * accumulate + 1]"),
+    ("loop.pxi", "clipped[s] = outside > 0 or norm > clip_norm", "clipped[s] = outside > 0"),
+    # batches
+    ("tokens.pxi", "not 0 <= indices[i] < self.data.n_examples", "not 0 <= indices[i] <= self.data.n_examples"),
+    ("tokens.pxi", "starts[self.n_examples] >= ids.shape[0]", "starts[self.n_examples] > ids.shape[0]"),
+    ("arrays.pxi", "self.rows.weights[n] = 1.0 / total", "self.rows.weights[n] = 1.0 / count"),
+    ("arrays.pxi", "if classes[i] < 0:", "if False:"),
+    # memory and threads
+    ("memory.pxi", "if n > (<Py_ssize_t>1 << 58):", "if False:"),
+    ("memory.pxi", "if base == NULL:", "if False:"),
+    ("memory.pxi", "if n <= self.size:", "if n <= self.size + 8:"),
+    # vectors: digits, NaN, the ends of the range, what only one instruction set has
+    ("simd.h", "0x1.5555555553d63p-5", "0x1.5555556553d63p-5"),
+    ("simd.h", "v8_where_less(x, v8_set(-708.0)", "v8_where_less(x, v8_set(-744.0)"),
+    ("simd.h", "fl_exp_parts(v8_max(v8_set(-40.0), y), &scale)", "fl_exp_parts(v8_max(y, v8_set(-40.0)), &scale)"),
+    ("simd.h", "FL_SELECT(a.r[i_] < b.r[i_]", "FL_SELECT(a.r[i_] <= b.r[i_]"),
+    ("simd.h", "blocks && K > 8 ? 8 : K", "K"),
+    ("simd.h", "_mm256_permute2f128_pd(ab1, cd1, 0x31)", "_mm256_permute2f128_pd(ab1, cd1, 0x20)", "avx2"),
+    ("simd.h", "_mm512_mask_mov_pd(s, itself, x.r[i_])", "s", "avx512"),
+    ("simd.h", "q = _mm512_fmadd_pd(_mm512_fnmadd_pd(b.r[i_], q, a.r[i_]), r, q);", "", "avx512"),
+    ("simd.h", "fpclass_pd_mask(b.r[i_], 0x2e)", "fpclass_pd_mask(b.r[i_], 0x26)", "avx512"),
+    ("simd.h", "FL_CASE(4) FL_CASE(5)", "FL_CASE(4)", "avx512"),
+    ("simd.h", "FL_SELECT(a.r[i_] > b.r[i_], a.r[i_], b.r[i_])",
+     "FL_SELECT(b.r[i_] < a.r[i_], b.r[i_], a.r[i_])", "baseline"),
+]
+
+FASTLOOP = [
+    # checks of arrays and numbers
+    ("_check.py", "if a.dtype != dtype:", "if a.dtype.kind != np.dtype(dtype).kind:"),
+    ("_check.py", "if not a.flags.c_contiguous:", "if False:"),
+    ("_check.py", "if not a.flags.aligned:", "if False:"),
+    ("_check.py", "if writeable and not a.flags.writeable:", "if False:"),
+    ("_check.py", "x.max() >= limit)", "x.max() > limit)"),
+    ("_check.py", "if np.may_share_memory(x, y):", "if x is y:"),
+    ("_check.py", "or not x < high:", "or not x <= high:"),
+    ("_check.py", "(low < x if above else low <= x)", "(low <= x)"),
+    ("arrays.py", "(array >= n_classes)", "(array > n_classes)"),
+    ("arrays.py", "if not finite.all():", "if False:"),
+    ("kernels.py", 'ids("positions", positions, len(wpe))', 'ids("positions", positions, V)'),
+    ("kernels.py", '"lm_head": lm_head, "dlogits": dlogits}', '"lm_head": lm_head}'),
+    ("kernels.py", 'number("eps", eps, 0, above=True)', 'number("eps", eps, 0)'),
+    ("kernels.py",
+     "variant.cross_entropy_forward(logits, targets, losses)\n    _require_finite(losses, logits, targets)\n\n",
+     "variant.cross_entropy_forward(logits, targets, losses)\n\n"),
+    ("params.py", "if value.shape != view.shape:", "if False:"),
+    ("params.py", "-raw.ctypes.data % ALIGNMENT", "8 - raw.ctypes.data % ALIGNMENT % 8"),
+    # models and sampling
+    ("models.py", "if len(begin) > self.block_size:", "if len(begin) > self.block_size + 1:"),
+    ("models.py", 'side="right"', 'side="left"'),
+    ("models.py", "np.searchsorted(share, top_p)) + 1", "np.searchsorted(share, top_p))"),
+    ("models.py", "np.exp((logits - logits.max()) / temperature)", "np.exp(logits / temperature)"),
+    ("models.py", "if value.shape != self.params[name].shape or value", "if value"),
+    ("models.py", "if i < last and activation", "if i <= last and activation"),
+    ("models.py", "np.exp(out - out.max(axis=1, keepdims=True))", "np.exp(out)"),
+    # optimisers
+    ("optim.py", "if not math.isfinite(norm * norm):", "if not math.isfinite(norm):"),
+    ("optim.py", "if start < end:", "if False:"),
+    ("optim.py", 'if name in (*self.hyper, "weight_decay", "no_decay") and', "if name in self.hyper and"),
+    ("optim.py", "if decay != self._decays[i]:", "if False:"),
+    ("optim.py", "if not np.isfinite(a).all():", "if False:"),
+    ("optim.py", "self.t = max(steps, default=0)", "pass"),
+    ("optim.py", "(momentum == 0.0 or dampening != 0.0)", "momentum == 0.0"),
+    ("optim.py", "{slot: a.copy() for slot, a in slots.items()}", "{slot: a for slot, a in slots.items()}"),
+    ("optim.py", "if not decays or decays[-1] != decay:", "if not decays:"),
+    ("optim.py", 'tensor == name or tensor.endswith(f".{name}")', "tensor == name"),
+    # schedules
+    ("schedules.py", "slope * step / steps if step < steps else end, linear", "slope * step / steps, linear"),
+    ("schedules.py", "schedule(0) * (step + 1)", "schedule(0) * step"),
+    ("schedules.py", "pct_start * steps - 1.0, steps - 1", "pct_start * steps, steps - 1"),
+    ("schedules.py", "bisect_right(starts, step)", "bisect_right(starts, step - 1)"),
+    ("schedules.py", "if b <= a:", "if b < a:"),
+    ("schedules.py", "bind(n - used)", "bind(n)"),
+    ("schedules.py", "turn = steps - decay", "turn = steps - decay + 1"),
+    # the order of the examples
+    ("sampler.py", "-(-n // (batch_size * accumulate))", "max(1, n // (batch_size * accumulate))"),
+    ("sampler.py", "edges = np.minimum(edges, limit[:, None])", "pass"),
+    ("sampler.py", "default_rng([self.seed, block])", "default_rng(self.seed)"),
+    # the five moves, evaluation, checkpoints of a trainer
+    ("trainer.py", "if norm > max_norm:", "if norm > 0.0:"),
+    ("trainer.py", "self._micro >= self.grad_accum)", "self._micro > self.grad_accum)"),
+    ("trainer.py", "(BACKWARD, CLIPPED):\n            why = \"these",
+     "(BACKWARD, CLIPPED, READY):\n            why = \"these"),
+    ("trainer.py", "self.loop.scale_grads(self.grad_accum / self._micro)", "pass"),
+    ("trainer.py", "self._stage = STEPPED", "self._stage = READY"),
+    ("trainer.py", "data.n_examples * self.grad_accum)", "data.n_examples)"),
+    ("trainer.py", "isfinite((norm := self._finish_gradient()) * norm)", "isfinite(norm := self._finish_gradient())"),
+    ("trainer.py", "return total / predictions", "return total / len(examples)"),
+    ("trainer.py", 'trainer.notes = t, meta["steps"],', "trainer.notes = t, 0,"),
+    ("trainer.py", "if arrays:\n", "if False:\n"),
+    # a run: best so far, patience, resuming, pauses, Ctrl-C
+    ("run.py", "if data.fingerprint() != self.fingerprint:", "if False:"),
+    ("run.py", "loss < self.best_loss - self.min_delta", "loss < self.best_loss"),
+    ("run.py", "self.stale >= self.patience", "self.stale > self.patience"),
+    ("run.py", "trainer.model.params.flat.copy()", "trainer.model.params.flat"),
+    ("run.py", "count = min([count, *(n - done % n for n in pauses)])", "pass"),
+    ("run.py", 'history.interrupted = "interrupted", True', 'history.interrupted = "interrupted", False'),
+    ("run.py", "losses[-2 * n : -n].mean()", "losses[:-n].mean()"),
+    ("run.py", "if taken < count:\n                    trainer.zero_grad()", "if taken < count:"),
+    ("run.py", "self.best_params is not None and not history.interrupted:", "self.best_params is not None:"),
+    # checkpoint files
+    ("checkpoint.py", "os.fsync(file.fileno())", "pass"),
+    ("checkpoint.py", "if digest(body) != comment[len(MARK) :]:", "if False:"),
+    ("checkpoint.py", "os.remove(temporary)", "pass"),
+    ("checkpoint.py", "if found != FORMAT:", "if False:"),
+    # text and documents
+    ("tokenizer.py", "if ids.min() < 0:", "if False:"),
+    ("tokenizer.py", "int(codes[-1]) + 2", "int(codes[-1]) + 1"),
+    ("tokenizer.py", "or list(chars) != sorted(set(chars))", "or False"),
+    ("data.py", 'text.removeprefix("\\ufeff")', "text"),
+    ("data.py", "[positions < block_size]", "[positions <= block_size]"),
+    ("data.py", "n_first + extra * V", "n_first + extra"),
+    ("data.py", "if n_val == len(docs):", "if False:"),
+    ("data.py", '.replace("\\r", "\\n").split("\\n")', '.split("\\n")'),
+    # what is recorded and shown
+    ("history.py", "self.loss[-window:].mean()", "self.loss[-window - 1 :].mean()"),
+    ("history.py", "np.maximum(last - window, 0)", "np.maximum(last - window - 1, 0)"),
+    ("history.py", "strict=True), 1):", "strict=True)):"),
+    ("history.py", "if len({lengths[name] for name in cls.columns}) > 1 or ", "if "),
+    ("callbacks.py", 'if file.read(1) != b"\\n":', "if False:"),
+    ("callbacks.py", "not math.isfinite(v) else v", "math.isnan(v) else v"),
+    # the range test, diagnosis, gradcheck
+    ("lr_find.py", "optimizer.load_state_dict(state)", "pass"),
+    ("lr_find.py", "(step - first) / (steps - 1)", "(step - first) / steps"),
+    ("lr_find.py", "self.total / self.weight)", "self.total)"),
+    ("diagnose.py", "ALWAYS = 0.95", "ALWAYS = 0.5"),
+    ("diagnose.py", "rise <= OVERFIT * abs(losses[best])", "rise <= 0.0"),
+    ("diagnose.py", "if trainer.history.predictions < SEEN * len(rows):", "if False:"),
+    ("diagnose.py", "np.isfinite(history.loss) & ~np.isinf(history.norm)", "np.isfinite(history.loss)"),
+    ("gradcheck.py", "if beyond > tol * largest:", "if beyond > tol:"),
+    ("gradcheck.py", "return math.inf, math.inf, slope", "return 0.0, 0.0, slope"),
+    ("gradcheck.py", "model.params.flat[:], model.grads.flat[:] = params, grads", "model.params.flat[:] = params"),
+    # the command
+    ("config.py", "after_in_child=lambda: set_num_threads(1)", "after_in_child=lambda: None"),
+    ("train.py", "if isinstance(value, bool) != (ALL_FLAGS[flag][0] is bool) or", "if"),
+    ("train.py", "args = parser.parse_args([*from_file, *argv])", "args = parser.parse_args([*argv, *from_file])"),
+    ("train.py", "refused = given - RESUMABLE", "refused = set()"),
+    ("train.py", "return 130 if history.interrupted else 0", "return 0"),
+    ("train.py", "first = len(text) - int(", "first = int("),
+]
+
+# The tests most likely to notice, by the name of the file without its ending; for others, test_<name>.py.
+MODELS = "gradients gpt mlp trainer numerics"
+FIRST = {
+    "adam": "kernels optim numerics trainer", "sgd": "optim trainer", "optimizer": "optim", "norm": "kernels optim mlp",
+    "cross_entropy": f"kernels {MODELS}", "embedding": "kernels", "matmul": f"kernels {MODELS}", "logits": "kernels",
+    "head": MODELS, "linear": "gpt", "attention": "gpt", "pointwise": "gpt", "gpt": "gpt", "mlp": "mlp",
+    "loop": "trainer mlp checkpoint", "tokens": "data gpt trainer", "arrays": "mlp kernels", "memory": "gpt trainer",
+    "simd": f"kernels {MODELS}", "_check": "kernels optim", "params": "trainer optim", "run": "trainer checkpoint",
+    "models": "trainer mlp gpt", "sampler": "trainer checkpoint", "config": "train trainer optim",
+    "trainer": "trainer checkpoint",
+}
+
+AVX2 = ["-mavx2", "-mfma"]
+FLAGS = {"baseline": [], "avx2": AVX2, "avx512": [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512vl"]}
+DIRECTIVES = "language_level=3,binding=True,boundscheck=False,wraparound=False,initializedcheck=False,cdivision=True"
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+LEFT_OUT = shutil.ignore_patterns(".git", "build", "dist", "__pycache__", ".*_cache", "*.so", "*.egg-info", ".venv")
+
+
+def command(tree, *arguments, timeout=None):
+    """Run in the tree's root, with its own fastloop; (exit status or None after the timeout, what it printed)."""
+    process = subprocess.Popen(
+        list(map(str, arguments)), cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace", env={**os.environ, "PYTHONPATH": str(tree)}, start_new_session=True,
+    )
+    try:
+        out, _ = process.communicate(timeout=timeout)
+        return process.returncode, out
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return None, process.communicate()[0]
+
+
+def usual_variant():
+    """The instruction set to build where a fault names none."""
+    sys.path.insert(0, str(ROOT))
+    from fastloop._core import cpu
+
+    return "avx2" if "avx2" in cpu.supported() else "baseline"
+
+
+def build(tree, variant, cythonize=True, options=("-O0",)):
+    """Build one variant in the tree; raises RuntimeError with what the compiler said."""
+    c = tree / f"{variant}.c"
+    steps = [[
+        sys.executable, "-m", "cython", "-3", "-I", "csrc", "-X", DIRECTIVES,
+        "--module-name", f"fastloop._core.{variant}", f"csrc/{variant}.pyx", "-o", c,
+    ]] if cythonize else []
+    steps.append([
+        "gcc", "-shared", "-fPIC", "-fopenmp", *options, "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
+        *FLAGS[variant], "-Icsrc", f"-I{sysconfig.get_path('include')}", c, "-o", f"fastloop/_core/{variant}{SUFFIX}",
+    ])
+    for step in steps:
+        status, out = command(tree, *step)
+        if status != 0:
+            raise RuntimeError(out)
+
+
+def only(tree, variant):
+    """Let the tree know this variant and no other: in place of csrc/cpu.pyx, a module that says so."""
+    (tree / "fastloop/_core/cpu.py").write_text(f"compiler = 'gcc'\n\n\ndef supported():\n    return [{variant!r}]\n")
+
+
+def first_failure(tree, likely, others=True):
+    """Run the tests of these files, then all the others if asked for, until one fails; what failed, or None."""
+    files = sorted(path.name for path in (tree / "tests").glob("test_*.py"))
+    likely = [name for name in (f"test_{stem}.py" for stem in likely.split()) if name in files]
+    for names in (likely, [name for name in files if name not in likely] if others else []):
+        if names:
+            pytest = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-rfE"]
+            status, out = command(tree, *pytest, *(f"tests/{name}" for name in names), timeout=TIMEOUT)
+            if status == 0:
+                continue
+            if status is None:
+                return "a hang"
+            failed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(.*?)(?: - .*)?$", out, re.MULTILINE)
+            if failed:
+                return failed[1]
+            if "Fatal Python error" in out or status < 0:
+                return f"a crash ({signal.Signals(-status).name if status < 0 else 'fatal error'})"
+            return out.strip().splitlines()[-1] if out.strip() else f"exit status {status}"
+    return None
+
+
+def plant(sound, work, number, fault):
+    """Plant one fault in a copy of the sound tree, build, test; (caught by, seconds)."""
+    file, old, new, variant = fault
+    began = time.perf_counter()
+    tree = work / f"fault{number}"
+    shutil.copytree(sound, tree)
+    path = tree / file
+    path.write_text(path.read_text().replace(old, new))
+    only(tree, variant)
+    try:
+        if file.startswith("csrc"):
+            build(tree, variant, cythonize=path.suffix != ".h")
+        caught = first_failure(tree, FIRST.get(path.stem, path.stem), variant == usual_variant())
+    except RuntimeError as error:
+        caught = None
+        print(f"{file}: the fault does not compile, so it says nothing:\n{error}", file=sys.stderr)
+    shutil.rmtree(tree)
+    return caught, time.perf_counter() - began
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("csrc", "fastloop"), help="faults of this folder only")
+    parser.add_argument("--match", default="", help="faults whose file or old text contains this")
+    parser.add_argument("--jobs", type=int, default=1, help="faults at a time (default 1)")
+    args = parser.parse_args()
+
+    usual = usual_variant()
+    from fastloop._core import cpu
+
+    faults = [(f"{folder}/{fault[0]}", fault[1], fault[2], fault[3] if len(fault) > 3 else usual)
+              for folder, planted in (("csrc", CSRC), ("fastloop", FASTLOOP)) for fault in planted]
+    stale = [(file, old) for file, old, *_ in faults if (ROOT / file).read_text().count(old) != 1]
+    for file, old in stale:
+        print(f"{file} holds {(ROOT / file).read_text().count(old)} times, instead of once: {old}", file=sys.stderr)
+    if stale:
+        return 2
+    chosen = [fault for fault in faults if args.match in fault[0] + fault[1]
+              and fault[0].startswith(args.only or "") and fault[3] in cpu.supported()]
+
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as work:
+        work, sound = Path(work), Path(work, "sound")
+        shutil.copytree(ROOT, sound, ignore=LEFT_OUT)
+        for variant in sorted({fault[3] for fault in chosen}):
+            build(sound, variant)
+            only(sound, variant)
+            failed = first_failure(sound, FIRST["simd"], variant == usual)
+            if failed:
+                print(f"the sound tree fails with {variant}: {failed}", file=sys.stderr)
+                return 2
+        print(f"the sound tree passes ({time.perf_counter() - began:.0f} s)", flush=True)
+
+        survivors = []
+        with ThreadPoolExecutor(args.jobs) as pool:
+            results = pool.map(lambda item: plant(sound, work, *item), enumerate(chosen))
+            for (file, old, new, variant), (caught, seconds) in zip(chosen, results, strict=True):
+                text = (ROOT / file).read_text()
+                line = text[: text.index(old)].count("\n") + 1
+                what = " ".join(f"{old!r} -> {new!r}".split())
+                isa = "" if variant == usual else f" ({variant})"
+                row = f"{file}:{line}{isa}  {what}\n    {caught or 'SURVIVED'}  {seconds:.0f} s"
+                print(row, flush=True)
+                if not caught:
+                    survivors.append(row)
+
+    share = 1.0 - len(survivors) / max(len(chosen), 1)
+    for folder in ("csrc", "fastloop"):
+        planted = sum(fault[0].startswith(folder) for fault in chosen)
+        missed = sum(row.startswith(folder) for row in survivors)
+        if planted:
+            print(f"{folder}: {planted - missed} of {planted} faults caught, {1 - missed / planted:.1%}")
+    if len(chosen) < len(faults):
+        print(f"{len(faults) - len(chosen)} faults were not planted (--only, --match, or not this CPU's)")
+    print(f"{time.perf_counter() - began:.0f} s; survivors:", *survivors or ["none"], sep="\n")
+    return 0 if share >= ENOUGH else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
