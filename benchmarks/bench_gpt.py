@@ -4,6 +4,9 @@ One layer, four heads, blocks of 16, Adam, float64.  Checked first: over the sam
 implementation has fastloop's losses within 1e-9 of them.  The learning rate is small, because with 0.01 and D >= 128
 training is chaotic and rounding alone moves the losses.  PyTorch and JAX come twice: `padded`, documents as lines of a
 rectangle, and `packed`, tokens end to end with only attention padded, which does fewer products.
+
+`products us` is a bound for everybody: the multiplications and additions with the weights alone, forward and twice
+backward, at the rate at which NumPy's BLAS multiplies two square matrices of 512 in the same run.
 """
 
 import harness
@@ -229,7 +232,15 @@ class JaxPacked(Jax):
     packed = True
 
 
-def measured(report, job, kinds):
+def blas_rate(report):
+    """Multiplications and additions a second, in a product large enough to reach what the machine can do."""
+    n = 512
+    a, b, c = np.ones((3, n, n))
+    seconds = report.measure({"BLAS": harness.repeat(lambda: np.dot(a, b, out=c))})
+    return 2 * n**3 / seconds["BLAS"]
+
+
+def measured(report, job, kinds, rate):
     """A row of the table; the losses agree, or this ends the program."""
     built = {name: kind(job) for name, kind in kinds.items()}
     losses = {name: np.array(it.run(job.steps)[: job.steps]) for name, it in built.items()}
@@ -240,7 +251,11 @@ def measured(report, job, kinds):
             raise SystemExit(f"{name} at D {job.D}, B {job.B}: losses differ from fastloop's by {apart:.1e}")
     seconds = report.measure({name: (lambda n, it=it: len(it.run(n))) for name, it in built.items()})
     seconds = {name: value / job.B for name, value in seconds.items()}
-    row = {"D": job.D, "batch": job.B, "largest difference": f"{apart:.0e}", "seconds": seconds}
+    work = 3 * 2 * job.tokens / job.B * (12 * job.D**2 + job.V * job.D)
+    row = {
+        "D": job.D, "batch": job.B, "largest difference": f"{apart:.0e}", "products us": 1e6 * work / rate,
+        "seconds": seconds,
+    }
     for peer in ("PyTorch", "JAX"):
         variants = [value for name, value in seconds.items() if name.startswith(peer)]
         if variants:
@@ -265,11 +280,11 @@ def main():
         kinds |= {"PyTorch padded": Torch, "PyTorch packed": TorchPacked}
     if found["jax"]:
         kinds |= {"JAX padded": Jax, "JAX packed": JaxPacked}
-    rows = []
+    rate, rows = blas_rate(report), []
     for D in (16, 64) if args.quick else args.widths:
         for B in (1, 16) if args.quick else args.batches:
             steps = max(2, min(500, 500_000 // (D * D * B)))
-            rows.append(measured(report, Job(tokenizer, docs, D, B, steps), kinds))
+            rows.append(measured(report, Job(tokenizer, docs, D, B, steps), kinds, rate))
     report.table("Training: microseconds a document (in brackets, times fastloop's)", rows)
     report.close()
 

@@ -120,7 +120,7 @@ cdef class Adam(Optimizer):
         Optimizer.__init__(self, params, states, decays, grads)
         self.beta1, self.beta2, self.eps, self.decoupled = beta1, beta2, eps, decoupled
 
-    cdef void update(self, double lr, double grad_scale, bint zero_grad) noexcept nogil:
+    cdef void update(self, double lr, double grad_scale) noexcept nogil:
         cdef Py_ssize_t i
         cdef AdamStep c
         cdef Segment *s
@@ -128,4 +128,4 @@ cdef class Adam(Optimizer):
         for i in range(self.count):
             s = &self.segments[i]
             c = adam_scalars(lr, self.beta1, self.beta2, self.eps, self.t, grad_scale, s.decay, self.decoupled)
-            adam_run(s.grad, s.param, s.state[0], s.state[1], s.n, &c, zero_grad)
+            adam_run(s.grad, s.param, s.state[0], s.state[1], s.n, &c, False)

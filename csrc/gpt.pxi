@@ -310,11 +310,11 @@ cdef class GPT(LanguageModel):
         """Thread i's rows of each weight's gradient, over all tokens in order."""
         cdef Py_ssize_t D = self.D, N = self.tokens.N, first = share(D, i, threads), last = share(D, i + 1, threads)
         linear_dw(self.dqkv, 3 * D, share(3 * D, i, threads), share(3 * D, i + 1, threads), N, layer.y1_strips, self.strip, D,
-                  layer.dwqkv)
-        linear_dw(self.dmid, D, first, last, N, layer.a_strips, self.strip, D, layer.dwo)
+                  layer.dwqkv, self.add)
+        linear_dw(self.dmid, D, first, last, N, layer.a_strips, self.strip, D, layer.dwo, self.add)
         linear_dw(self.dh, 4 * D, share(4 * D, i, threads), share(4 * D, i + 1, threads), N, layer.y2_strips, self.strip, D,
-                  layer.dfc1)
-        linear_dw(self.dout, D, first, last, N, layer.h_strips, self.strip, 4 * D, layer.dfc2)
+                  layer.dfc1, self.add)
+        linear_dw(self.dout, D, first, last, N, layer.h_strips, self.strip, 4 * D, layer.dfc2, self.add)
 
     def generate_step(self, const int64_t[::1] tokens not None, Py_ssize_t position, double[:, ::1] logits not None):
         """logits (B, V) of what follows `tokens` (B,), the ids at `position` of up to eight documents side by side.

@@ -88,6 +88,8 @@ cdef class LanguageModel(Model):
     cdef void scatter_embeddings(self) noexcept nogil:
         """Add dx to the rows of wte's and wpe's gradients that the tokens came from."""
         cdef Tokens *b = self.tokens
+        if not self.add:
+            memset(self.dwte, 0, (self.V + self.T) * self.D * 8)
         scatter(b.inputs, b.N, self.D, 0, self.D, self.dx, self.ld, self.dwte)
         scatter(b.positions, b.N, self.D, 0, self.D, self.dx, self.ld, self.dwpe)
 
@@ -153,4 +155,4 @@ cdef class LanguageModel(Model):
         """The gradient of rows v + first .. v + last of lm_head, over all tokens in order."""
         cdef Py_ssize_t row = v + first if self.held == self.V else first
         logits_dw(self.logits + 8 * row, 8 * self.held, last - first, self.tokens.N, self.x, self.ld, self.D,
-                  self.dlm_head + (v + first) * self.D)
+                  self.dlm_head + (v + first) * self.D, self.add)

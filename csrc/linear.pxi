@@ -78,8 +78,8 @@ cdef void pack_columns(const double *W, Py_ssize_t out, Py_ssize_t D, Py_ssize_t
 
 
 cdef void linear_dw(const double *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize_t last, Py_ssize_t N,
-                    const double *x, Py_ssize_t stride, Py_ssize_t D, double *dW) noexcept nogil:
-    """Rows first..last of dW (out, D) += dy^T x over N tokens in order, of dy in panels and x in strips.
+                    const double *x, Py_ssize_t stride, Py_ssize_t D, double *dW, bint add) noexcept nogil:
+    """Rows first..last of dW (out, D) = dy^T x over N tokens in order, or += where `add`; dy in panels, x in strips.
 
     dW is walked row by row, so that a large one streams through the cache once.  The panels' rows for a tile are
     first copied together: where they lie apart by a power of two they would evict each other.
@@ -101,10 +101,10 @@ cdef void linear_dw(const double *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize
                         v8_store(together + 8 * (FL_ROWS * p + r), v8_load(A + p * panel + 8 * r))
                 A = together
                 panel = 8 * FL_ROWS
-            fl_tiles(rows, whole, tokens, A, 8, 1, panel, x + 8 * n, 8, stride, dW + i * D, D, True)
+            fl_tiles(rows, whole, tokens, A, 8, 1, panel, x + 8 * n, 8, stride, dW + i * D, D, add or n > 0)
             if whole < D:
                 edge_tiles(D - whole, rows, tokens, A, 8, 1, panel, x + (whole >> 3) * stride + 8 * n, 8,
-                           dW + i * D + whole, D, True)
+                           dW + i * D + whole, D, add or n > 0)
 
 
 cdef inline Py_ssize_t share(Py_ssize_t n, int i, int threads) noexcept nogil:

@@ -18,9 +18,9 @@ cdef inline void logits_dx(const double *dlogits, Py_ssize_t tokens, Py_ssize_t 
 
 
 cdef inline void logits_dw(const double *dlogits, Py_ssize_t panel, Py_ssize_t rows, Py_ssize_t N, const double *x,
-                           Py_ssize_t ldx, Py_ssize_t D, double *dlm_head) noexcept nogil:
-    """dlm_head (rows, D) += dlogits x over all N tokens; the panels of dlogits lie `panel` values apart."""
-    matmul(rows, D, N, dlogits, 8, 1, panel, x, ldx, dlm_head, D, True)
+                           Py_ssize_t ldx, Py_ssize_t D, double *dlm_head, bint add) noexcept nogil:
+    """dlm_head (rows, D) = dlogits x over all N tokens, += where `add`; the panels of dlogits lie `panel` values apart."""
+    matmul(rows, D, N, dlogits, 8, 1, panel, x, ldx, dlm_head, D, add)
 
 
 def logits_forward(const double[:, ::1] x not None, const double[:, ::1] lm_head not None,
@@ -61,4 +61,4 @@ def logits_backward(const double[:, ::1] x not None, const double[:, ::1] lm_hea
                 tokens = min(N - n, 8)
                 transpose_rows(&dlogits[n, v], V, tokens, rows, tile + n * V_TILE)
                 logits_dx(tile + n * V_TILE, tokens, rows, weight, ld, D, &dx[n, 0], D, v > 0)
-            logits_dw(tile, 8 * V_TILE, rows, N, x_rows, ld, D, &dlm_head[v, 0])
+            logits_dw(tile, 8 * V_TILE, rows, N, x_rows, ld, D, &dlm_head[v, 0], True)

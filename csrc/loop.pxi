@@ -26,6 +26,7 @@ cdef class Loop:
         return self.loss
 
     def backward(self):
+        self.model.add = True
         with nogil:
             self.model.backward()
 
@@ -50,7 +51,7 @@ cdef class Loop:
 
     def step(self, double lr, double grad_scale=1.0):
         with nogil:
-            self.optimizer.update(lr, grad_scale, False)
+            self.optimizer.update(lr, grad_scale)
 
     def total_loss(self):
         """The sum of the last forward's losses, each prediction weighing 1."""
@@ -63,7 +64,8 @@ cdef class Loop:
 
         Step s takes the micro-batches s accumulate .. (s + 1) accumulate, micro-batch j the examples
         indices[splits[j] : splits[j + 1]].  losses[s] and norms[s] (before clipping) are written for every step begun.
-        A loss or norm that is not finite ends the run before the parameters are touched.
+        A loss or norm that is not finite ends the run before the parameters are touched.  The gradients are overwritten by
+        the first micro-batch of each step, which spares a pass over them, and are zero in the end.
 
         clip_norm and clip_value (inf for none; one of them at most, or the norm is that before clipping by value):
         clipped[s], where given, becomes 1 where either took hold, else 0.
@@ -77,6 +79,9 @@ cdef class Loop:
             raise ValueError(f"losses ({losses.shape[0]}) and norms ({norms.shape[0]}) must hold {steps} steps")
         if clipped is not None and clipped.shape[0] < steps:
             raise ValueError(f"clipped ({clipped.shape[0]}) must hold {steps} steps")
+        for s in range(steps):
+            if splits[(s + 1) * accumulate] <= splits[s * accumulate]:
+                raise ValueError(f"step {s} has no examples")
         for j in range(splits.shape[0] - 1):
             longest = max(longest, splits[j + 1] - splits[j])
         self.model.bind(batch, batch.reserve(longest))
@@ -85,6 +90,7 @@ cdef class Loop:
             while s < steps:
                 total = <double>(splits[(s + 1) * accumulate] - splits[s * accumulate])
                 loss = 0.0
+                self.model.add = False
                 for j in range(s * accumulate, (s + 1) * accumulate):
                     if splits[j + 1] == splits[j]:
                         continue
@@ -94,6 +100,7 @@ cdef class Loop:
                     if not finite:
                         break
                     self.model.backward()
+                    self.model.add = True
                 losses[s] = loss
                 norm = norm2(self.model.grads, self.model.size, self.partial.data) if finite else loss
                 norms[s] = norm
@@ -105,7 +112,8 @@ cdef class Loop:
                 outside = clip_values(self.model.grads, self.model.size, clip_value) if clip_value < INFINITY else 0
                 if clipped is not None:
                     clipped[s] = outside > 0 or norm > clip_norm
-                self.optimizer.update(lrs[s], scale, True)
+                self.optimizer.update(lrs[s], scale)
                 s += 1
+            memset(self.model.grads, 0, self.model.size * 8)
         self.loss, self.norm = loss, norm
         return s

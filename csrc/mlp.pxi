@@ -267,7 +267,7 @@ cdef class MLP(Model):
             layer = &self.layers[i]
             first, last = self.cut(layer.n_out, part, parts), self.cut(layer.n_out, part + 1, parts)
             matmul(last - first, layer.n_in, N, layer.dz + first, 1, layer.ld, 8 * layer.ld, a, lda,
-                   layer.dweight + first * layer.n_in, layer.n_in, True)
+                   layer.dweight + first * layer.n_in, layer.n_in, self.add)
             # The bias is the weight of an input that is always 1.
-            matmul(1, last - first, N, &one, 0, 0, 0, layer.dz + first, layer.ld, layer.dbias + first, 8, True)
+            matmul(1, last - first, N, &one, 0, 0, 0, layer.dz + first, layer.ld, layer.dbias + first, 8, self.add)
             a, lda = layer.z, layer.ld

@@ -13,6 +13,7 @@ cdef class Model:
     cdef Buffer work
     cdef Batch batch
     cdef double *losses                     # (predictions,) of the last forward, nats
+    cdef bint add                           # whether backward adds to grads, or overwrites what is there
 
     def __init__(self, const double[::1] params not None, double[::1] grads not None):
         if params.shape[0] != grads.shape[0] or params.shape[0] == 0:
@@ -33,5 +34,5 @@ cdef class Model:
         return 0.0
 
     cdef void backward(self) noexcept nogil:
-        """Add the gradient of the last forward's loss to grads."""
+        """The gradient of the last forward's loss, to grads or added to them."""
         pass

@@ -80,7 +80,7 @@ cdef class Optimizer:
                 if not isfinite(norm * norm):
                     return i, norm
             with nogil:
-                self.update(lr, 1.0, False)
+                self.update(lr, 1.0)
         finally:
             for j in range(taken):
                 PyBuffer_Release(&self.views[j])
@@ -107,8 +107,8 @@ cdef class Optimizer:
     def step(self, double lr):
         """One step from the gradients, which are left as they are."""
         with nogil:
-            self.update(lr, 1.0, False)
+            self.update(lr, 1.0)
 
-    cdef void update(self, double lr, double grad_scale, bint zero_grad) noexcept nogil:
-        """One step; the gradient is multiplied by grad_scale first, and zeroed last if asked for."""
+    cdef void update(self, double lr, double grad_scale) noexcept nogil:
+        """One step; the gradient is multiplied by grad_scale as it is read."""
         pass

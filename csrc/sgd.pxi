@@ -9,8 +9,7 @@ cdef struct SgdStep:
     double l2
 
 
-cdef void sgd_update(double *grad, double *param, double *velocity, Py_ssize_t n, const SgdStep *step,
-                     bint zero_grad) noexcept nogil:
+cdef void sgd_update(double *grad, double *param, double *velocity, Py_ssize_t n, const SgdStep *step) noexcept nogil:
     """One step over n values; velocity may be NULL where momentum is 0."""
     cdef Py_ssize_t i
     cdef double g, u
@@ -23,21 +22,18 @@ cdef void sgd_update(double *grad, double *param, double *velocity, Py_ssize_t n
             velocity[i] = u
             g = g + c.momentum * u if c.nesterov else u
         param[i] -= c.lr * g
-        if zero_grad:
-            grad[i] = 0.0
 
 
-cdef void sgd_run(double *grad, double *param, double *velocity, Py_ssize_t n, const SgdStep *c,
-                  bint zero_grad) noexcept nogil:
+cdef void sgd_run(double *grad, double *param, double *velocity, Py_ssize_t n, const SgdStep *c) noexcept nogil:
     """sgd_update, cut over the threads."""
     cdef int threads = threads_for(n * 4), i
     cdef Py_ssize_t first, last
     if threads == 1:
-        sgd_update(grad, param, velocity, n, c, zero_grad)
+        sgd_update(grad, param, velocity, n, c)
         return
     for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
         first, last = min(round8(n * i // threads), n), min(round8(n * (i + 1) // threads), n)
-        sgd_update(grad + first, param + first, velocity + first if velocity != NULL else NULL, last - first, c, zero_grad)
+        sgd_update(grad + first, param + first, velocity + first if velocity != NULL else NULL, last - first, c)
 
 
 cdef SgdStep sgd_scalars(double lr, double momentum, double dampening, bint nesterov, int64_t t, double grad_scale,
@@ -62,7 +58,7 @@ cdef class SGD(Optimizer):
         Optimizer.__init__(self, params, states, decays, grads)
         self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
 
-    cdef void update(self, double lr, double grad_scale, bint zero_grad) noexcept nogil:
+    cdef void update(self, double lr, double grad_scale) noexcept nogil:
         cdef Py_ssize_t i
         cdef SgdStep c
         cdef Segment *s
@@ -70,4 +66,4 @@ cdef class SGD(Optimizer):
         for i in range(self.count):
             s = &self.segments[i]
             c = sgd_scalars(lr, self.momentum, self.dampening, self.nesterov, self.t, grad_scale, s.decay)
-            sgd_run(s.grad, s.param, s.state[0], s.n, &c, zero_grad)
+            sgd_run(s.grad, s.param, s.state[0], s.n, &c)

@@ -4,7 +4,6 @@ The same object serves a model under a Trainer (`fl.Adam(lr=0.01)`) or the user'
 (`fl.Adam(params=[w, b])`, then `opt.step([gw, gb])`).  Argument names, defaults and state_dict() are torch.optim's.
 """
 
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -140,10 +139,8 @@ class Optimizer:
             return
         i, norm = refused
         if norm is None:        # no plain float64 array: what NumPy views without a copy serves, the rest is an error
-            self.step(
-                [_tensor(f"grads[{i}]", g, p.shape) for i, (g, p) in enumerate(zip(grads, self._params, strict=True))],
-                check_finite,
-            )
+            pairs = zip(grads, self._params, strict=True)
+            self.step([_tensor(f"grads[{i}]", g, p.shape) for i, (g, p) in enumerate(pairs)], check_finite)
             return
         raise DivergenceError(
             f"step {self.t + 1}: the norm of grads[{i}] is {norm:.3g} (lr {self.lr:.3g}); parameters and moments are as "
