@@ -143,8 +143,8 @@ class Optimizer:
             self.step([_tensor(f"grads[{i}]", g, p.shape) for i, (g, p) in enumerate(pairs)], check_finite)
             return
         raise DivergenceError(
-            f"step {self.t + 1}: the norm of grads[{i}] is {norm:.3g} (lr {self.lr:.3g}); parameters and moments are as "
-            "they were before this step. Try a smaller lr, or look for extreme values in the data",
+            f"step {self.t + 1}: the norm of grads[{i}] is {norm:.3g} (lr {self.lr:.3g}); parameters and moments are "
+            "as they were before this step. Try a smaller lr, or look for extreme values in the data",
             self.t, None, norm, self.lr,
         )
 

@@ -663,12 +663,12 @@ def test_clip_value_in_the_compiled_loop(clip_norm, clip_value):
 
 
 @pytest.mark.parametrize("value, clip_value, taken", [
-    (1e200, math.inf, 0), (1e200, 1.0, 1), (1e200, 1e199, 0), (math.nan, 1.0, 0), (1.7e308, 1.0, 0),
+    (1e200, math.inf, 0), (1e200, 1.0, 1), (1e200, 1e199, 0), (math.nan, 1.0, 0),
 ])
 def test_what_clipping_by_value_may_save(value, clip_value, taken):
     """A gradient too large to be squared can be clipped; one that is not finite never is."""
     trainer, data = bigram()
-    trainer.model.params["wte"][:] = value      # the gradient of lm_head grows with it, the logits stay 0
+    trainer.model.params["wte"][0] = value      # the gradient of lm_head grows with it, the logits stay 0
     trainer.model.params["lm_head"][:] = 0.0
     before = trainer.model.params.flat.copy()
     batch, record = trainer.model.make_batch(data), [np.empty(1), np.empty(1)]
