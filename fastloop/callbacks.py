@@ -1,8 +1,8 @@
 """Objects that watch a run: give them to `fit` as `callbacks`.
 
 A callback is any object with some of the methods on_start(trainer), on_log(trainer), on_evaluate(trainer, step, loss),
-on_end(trainer), on_step(trainer).  None of these has on_step, for which fit comes back from compiled code at every
-step.  How often they hear is fit's `log_every`, or an attribute `every` of their own.
+on_chunk(trainer), on_step(trainer), on_end(trainer).  None of these has on_step, for which fit comes back from compiled
+code at every step.  How often on_log is called is fit's `log_every`, or an attribute `every` of the callback's own.
 """
 
 import json
@@ -27,16 +27,16 @@ class _Stretch:
     def place(history):
         return len(history), history.predictions, float(history.seconds[-1]) if len(history) else 0.0
 
-    def take(self, trainer):
-        """step, total_steps; loss: the mean since the last time; lr, norm: of the last step; clipped: steps clipped
-        since; seconds, predictions: of the run; per_second: predictions, since."""
+    def take(self, trainer, least=1):
+        """step, total_steps; loss: the mean since the last time, or over `least` steps if those are more; lr, norm: of
+        the last step; clipped: steps clipped since; seconds, predictions: of the run; per_second: predictions, since."""
         history, now = trainer.history, self.place(trainer.history)
         steps, predictions, seconds = (a - b for a, b in zip(now, self.before, strict=True))
         self.before = now
         return {
             "step": now[0],
             "total_steps": trainer.total_steps,
-            "loss": history.mean_loss(max(steps, 1)),
+            "loss": history.mean_loss(max(steps, least)),
             "lr": float(history.lr[-1]),
             "norm": float(history.norm[-1]),
             "clipped": int(history.clipped[-max(steps, 1) :].sum()),
@@ -46,9 +46,9 @@ class _Stretch:
         }
 
 
-def fixed(x):
-    """x in eight characters."""
-    return f"{x:.6f}" if x == 0.0 or 1e-5 <= x < 10.0 else f"{x:.2e}"
+def fixed(x, digits, small=0.0):
+    """x with so many digits after the point, or with an exponent where that would be long, or it is below `small`."""
+    return f"{x:.{digits}f}" if x == 0.0 or small <= x < 1e5 or not math.isfinite(x) else f"{x:.2e}"
 
 
 class JsonLog:
@@ -108,8 +108,8 @@ class JsonLog:
 
 
 class Progress:
-    """Where the run is: one line that is written over on a terminal, by tqdm if it is installed (extra: progress); else
-    a line for each log.
+    """Where the run is: on a terminal one line that is written over, by tqdm if it is installed (extra: progress), with
+    the mean loss of the last 100 steps; else a line for each log, with the mean loss since the one before.
 
     file: to write to (default: sys.stdout when the run starts).  unit: of predictions.
     """
@@ -117,11 +117,12 @@ class Progress:
     def __init__(self, file=None, unit="tokens"):
         self.file, self.unit = file, unit
         self.bar = self.stretch = None
+        self.shown = ""
 
     def on_start(self, trainer):
         self.out = self.file or sys.stdout
         self.terminal = self.out.isatty()
-        self.stretch, self.validation, self.drawn = _Stretch(trainer), "", -math.inf
+        self.stretch, self.validation, self.drawn = _Stretch(trainer), "", time.monotonic()
         self.began = self.stretch.before
         if self.terminal:
             self.bar = self.make_bar(trainer)
@@ -141,27 +142,39 @@ class Progress:
         )
 
     def on_log(self, trainer):
-        if self.bar is None and self.terminal:
-            # The last line is always drawn.
-            if time.monotonic() - self.drawn < REDRAW_SECONDS and len(trainer.history) < trainer.total_steps:
-                return
-            self.drawn = time.monotonic()
-        now = self.stretch.take(trainer)
-        numbers = (
-            f"loss {now['loss']:.4f}  lr {fixed(now['lr'])}  norm {now['norm']:.3f}  "
-            f"{now['per_second']:,.0f} {self.unit}/s{self.validation}"
-        )
+        if not self.terminal:
+            print(self.line(self.stretch.take(trainer)), file=self.out, flush=True)
+
+    def on_chunk(self, trainer):
+        ends = len(trainer.history) == trainer.total_steps or trainer.stop_reason is not None
+        if not self.terminal or (time.monotonic() - self.drawn < REDRAW_SECONDS and not ends):
+            return
+        self.drawn = time.monotonic()
+        now = self.stretch.take(trainer, least=100)
         if self.bar is not None:
+            # Short, since it has to leave room for the bar; tqdm adds the steps a second.
+            numbers = f"loss {fixed(now['loss'], 4)}{self.validation}  lr {fixed(now['lr'], 6, 1e-5)}"
             self.bar.set_postfix_str(numbers, refresh=False)
             self.bar.update(now["step"] - self.bar.n)
             return
-        total = f"{now['total_steps']:,}"
-        line = f"step {now['step']:>{len(total)},}/{total}  {numbers}"
-        if self.terminal:
-            line = f"{line}  {self.left(now)}"[: shutil.get_terminal_size().columns - 1]
-            print(f"\r\x1b[K{line}", end="", file=self.out, flush=True)
+        self.shown = f"{self.line(now)}  {self.left(now)}"[: shutil.get_terminal_size().columns - 1]
+        print(f"\r\x1b[K{self.shown}", end="", file=self.out, flush=True)
+
+    def say(self, text):
+        """Print text, above the line that is written over."""
+        if self.bar is not None:
+            self.bar.write(text, file=self.out)
+        elif self.terminal:
+            print(f"\r\x1b[K{text}\n{self.shown}", end="", file=self.out, flush=True)
         else:
-            print(line, file=self.out, flush=True)
+            print(text, file=self.out, flush=True)
+
+    def line(self, now):
+        total = f"{now['total_steps']:,}"
+        return (
+            f"step {now['step']:>{len(total)},}/{total}  loss {fixed(now['loss'], 4)}  lr {fixed(now['lr'], 6, 1e-5)}  "
+            f"norm {fixed(now['norm'], 3)}  {now['per_second']:,.0f} {self.unit}/s{self.validation}"
+        )
 
     def left(self, now):
         """The time that is left, at the speed of the whole run."""
@@ -176,8 +189,9 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-        elif self.terminal:
+        elif self.terminal and self.shown:
             print(file=self.out, flush=True)
+            self.shown = ""
 
 
 class TensorBoard:

@@ -22,11 +22,13 @@ CHUNK_SECONDS = 0.04
 FIRST_CHUNK_WORK = 2_000_000    # parameters times examples
 STEP_WORK = 200                 # a step of the smallest model, in the same unit: its learning rate and its record
 
+LOG_EVERY = 100                 # steps, where nothing else is said
+
 SETTINGS = (
     "steps", "n_examples", "batch_size", "accumulate", "order", "seed", "epochs", "eval_every", "patience", "min_delta",
     "restore_best", "tol", "fingerprint",
 )
-METHODS = ("on_start", "on_step", "on_log", "on_evaluate", "on_end")      # of a callback
+METHODS = ("on_start", "on_step", "on_chunk", "on_log", "on_evaluate", "on_end")    # of a callback
 STATE = ("start", "best_loss", "best_step", "stale")
 
 
@@ -62,7 +64,7 @@ class Run:
         run.history = History.from_arrays(columns, meta["history"])
         return run
 
-    def go(self, trainer, data, validation=None, callbacks=(), log_every=0, save=None, save_every=None):
+    def go(self, trainer, data, validation=None, callbacks=(), log_every=None, save=None, save_every=None):
         """Take the steps that are left; see Trainer.fit for what happens on the way."""
         if data.fingerprint() != self.fingerprint:
             raise CheckpointError("these are not the data that the run began with: their checksums differ")
@@ -73,7 +75,8 @@ class Run:
             schedule, origin = schedule.for_steps(self.steps), self.start
         clip_norm, clip_value = trainer.clip_norm or inf, trainer.clip_value or inf
         every_step = any(hasattr(callback, "on_step") for callback in callbacks)
-        cadences = [getattr(callback, "every", log_every) for callback in callbacks]
+        log_every = LOG_EVERY if log_every is None else log_every
+        cadences = [getattr(c, "every", log_every) if hasattr(c, "on_log") else 0 for c in callbacks]
         pauses = [save_every, self.eval_every, self.tol and self.sampler.steps_per_epoch, *cadences]
         pauses = [n for n in pauses if n]
         work = trainer.model.num_params * self.batch_size * self.accumulate + STEP_WORK
@@ -117,6 +120,7 @@ class Run:
                     call(callbacks, "on_step", trainer)
                     if interrupt.seen:
                         trainer.stop_reason, history.interrupted = "interrupted", True
+                    call(callbacks, "on_chunk", trainer)
                     last = done == self.steps or trainer.stop_reason is not None
                     for callback, every in zip(callbacks, cadences, strict=True):
                         if every and (done == 1 or done % every == 0 or last):

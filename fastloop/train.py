@@ -227,22 +227,20 @@ def read_config(path):
 
 
 class Samples:
-    """Prints a sample every so many steps, from a random stream of its own."""
+    """Says a sample every so many steps, from a random stream of its own."""
 
-    def __init__(self, every, seed, options):
-        self.every, self.seed, self.options = every, seed, options
+    def __init__(self, every, seed, options, say):
+        self.every, self.seed, self.options, self.say = every, seed, options, say
 
     def on_log(self, trainer):
         done = len(trainer.history)
         if done % self.every == 0:
             seed = self.seed + done         # so that a resumed run says the same
-            (text,) = trainer.model.generate(trainer.tokenizer, 1, seed=seed, **self.options)
-            print(end="\r\x1b[K" if sys.stdout.isatty() else "")      # what Progress drew
-            print_sample(text)
+            self.say(as_sample(*trainer.model.generate(trainer.tokenizer, 1, seed=seed, **self.options)))
 
 
-def print_sample(text):
-    print(f"{'sample':12}{text}".replace("\n", "\n" + 12 * " "))
+def as_sample(text):
+    return f"{'sample':12}{text}".replace("\n", "\n" + 12 * " ")
 
 
 def make_schedule(args, steps):
@@ -295,9 +293,10 @@ def load_data(args):
 
 
 def make_callbacks(args, options):
-    callbacks = [] if args.quiet else [Progress()]
+    progress = Progress()
+    callbacks = [progress] if args.log_every and not args.quiet else []
     if args.sample_every:
-        callbacks.append(Samples(args.sample_every, args.seed, options))
+        callbacks.append(Samples(args.sample_every, args.seed, options, progress.say if callbacks else print))
     if args.log:
         callbacks.append(JsonLog(args.log))
     if args.tensorboard:
@@ -395,21 +394,28 @@ def run(args, given):
     if history.evaluations:
         restored = ", restored" if args.restore_best and not history.interrupted else ""
         say("best", f"validation {trainer.best_loss:.4f} after step {trainer.best_step:,}{restored}")
-    train_loss = trainer.evaluate(train_data)
-    losses = f"train {train_loss:.4f}"
-    if val:
-        val_loss = trainer.evaluate(val_data)
-        losses += f", validation {val_loss:.4f}"
-    print(f"{'loss':12}{losses} nats per token")
-    if val:
-        say("gap", f"{round(val_loss - train_loss, 4) + 0.0:+.4f} from train to validation")
+    if history.interrupted:             # whoever pressed Ctrl-C does not wait for an evaluation
+        print(f"{'loss':12}{history.mean_loss():.4f}, the mean of the last {min(len(history), 100)} steps")
+    else:
+        evaluate(trainer, train_data, val_data, say)
     say("time", f"{seconds:.3f} s" + (f", {seconds / steps * 1e6:.1f} us a step" if steps else ""))
     for sample in model.generate(tok, args.sample, seed=args.seed, **options):
-        print_sample(sample)
+        print(as_sample(sample))
     if args.export:
         model.save_safetensors(args.export)
     show(trainer, args, baseline)
     return 130 if history.interrupted else 0
+
+
+def evaluate(trainer, train_data, val_data, say):
+    train_loss = trainer.evaluate(train_data)
+    losses = f"train {train_loss:.4f}"
+    if val_data is not None:
+        val_loss = trainer.evaluate(val_data)
+        losses += f", validation {val_loss:.4f}"
+    print(f"{'loss':12}{losses} nats per token")
+    if val_data is not None:
+        say("gap", f"{round(val_loss - train_loss, 4) + 0.0:+.4f} from train to validation")
 
 
 def check_outputs(args):

@@ -209,7 +209,7 @@ class Trainer:
 
     def fit(
         self, data, y=None, *, steps=None, epochs=None, batch_size=1, shuffle=None, seed=0, validation=None,
-        eval_every=None, patience=None, min_delta=0.0, restore_best=False, tol=None, log_every=0, callbacks=(),
+        eval_every=None, patience=None, min_delta=0.0, restore_best=False, tol=None, log_every=None, callbacks=(),
         save=None, save_every=None,
     ):
         """Train for `steps` steps, or `epochs` times through the data (default 1); returns the History.
@@ -228,9 +228,10 @@ class Trainer:
         save: a file that gets a checkpoint every `save_every` steps and at the end, and beside it (run.best.npz for
         run.npz) one of the best evaluation.
         callbacks: objects with any of the methods on_start(trainer), on_step(trainer) after each step,
-        on_log(trainer) at the first step, every `log_every` steps (or the callback's own attribute `every`) and the
-        last, on_evaluate(trainer, step, loss), on_end(trainer), which is called whichever way the run ends.  One that
-        raises ends the run after a whole step.
+        on_chunk(trainer) whenever compiled code comes back, after 40 ms or a step, on_log(trainer) at the first step,
+        every `log_every` steps (default 100; or the callback's own attribute `every`; 0: never) and the last,
+        on_evaluate(trainer, step, loss), on_end(trainer), which is called whichever way the run ends.  One that raises
+        ends the run after a whole step.
 
         Ctrl-C ends the run after a whole step, with history.interrupted.  Raises DivergenceError, whose parameters are
         those before the failing step, and OrderError in the middle of a step by hand.
@@ -269,7 +270,7 @@ class Trainer:
         run.history.cut = cut
         return self._go(run, data, validation, callbacks, log_every, save, save_every)
 
-    def resume(self, data, y=None, *, validation=None, log_every=0, callbacks=(), save=None, save_every=None):
+    def resume(self, data, y=None, *, validation=None, log_every=None, callbacks=(), save=None, save_every=None):
         """Go on with the run that a loaded checkpoint (or Ctrl-C) was taken in; returns the whole History.
 
         data, validation: those that fit was given.  The outcome has the same bits as a run without the break.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import fastloop as fl
+from fastloop import callbacks
 from fastloop.callbacks import JsonLog, Progress, TensorBoard
 
 DOCS = fl.load_docs()
@@ -185,8 +186,63 @@ def test_progress_fits_the_terminal_and_is_not_redrawn_all_the_time(monkeypatch)
     out = Terminal()
     trainer = fit(Progress(out))
     drawn = out.getvalue()[:-1].split("\r\x1b[K")[1:]
-    assert [len(line) for line in drawn] == [39, 39]    # the first and the last
-    assert drawn[1].startswith(f"step 100/100  loss {trainer.history.loss[1:].mean():.4f}")
+    assert [len(line) for line in drawn] == [39]        # the last
+    assert drawn[0].startswith(f"step 100/100  loss {trainer.history.loss.mean():.4f}")
+
+
+@pytest.mark.usefixtures("no_tqdm")
+def test_progress_on_a_terminal_moves_on_between_logs(monkeypatch):
+    """A model whose steps take seconds would else show nothing for minutes."""
+    monkeypatch.setattr("fastloop.callbacks.REDRAW_SECONDS", 0.0)
+    monkeypatch.setenv("COLUMNS", "200")
+    out = Terminal()
+
+    class EveryStep:
+        def on_step(self, trainer):
+            pass
+
+    trainer = fit(Progress(out), EveryStep(), steps=130, log_every=1000)
+    drawn = out.getvalue()[:-1].split("\r\x1b[K")[1:]
+    assert len(drawn) == 130
+    assert drawn[119].startswith(f"step 120/130  loss {trainer.history.loss[20:120].mean():.4f}")
+
+
+class Says:
+    def __init__(self, progress):
+        self.progress = progress
+
+    def on_log(self, trainer):
+        if len(trainer.history) == 100:
+            self.progress.say("hello")
+
+
+@pytest.mark.usefixtures("no_tqdm")
+def test_what_is_said_stands_above_the_line(monkeypatch):
+    monkeypatch.setattr("fastloop.callbacks.REDRAW_SECONDS", 1000.0)
+    monkeypatch.setenv("COLUMNS", "200")
+    progress = Progress(Terminal())
+    fit(progress, Says(progress))
+    drawn = progress.out.getvalue().split("\r\x1b[K")
+    assert drawn[1].startswith("step 100/100")
+    assert drawn[2] == f"hello\n{drawn[1]}\n"
+    progress = Progress(io.StringIO())
+    fit(progress, Says(progress))
+    assert progress.out.getvalue().splitlines()[-1] == "hello"
+
+
+@pytest.mark.parametrize("x, digits, small, text", [
+    (0.01, 6, 1e-5, "0.010000"), (0.0, 6, 1e-5, "0.000000"), (1e-7, 6, 1e-5, "1.00e-07"), (1e6, 6, 1e-5, "1.00e+06"),
+    (3.29187, 4, 0.0, "3.2919"), (1e-9, 4, 0.0, "0.0000"), (99999.0, 3, 0.0, "99999.000"), (2e150, 4, 0.0, "2.00e+150"),
+    (float("nan"), 4, 0.0, "nan"), (float("inf"), 4, 0.0, "inf"),
+])
+def test_numbers_of_any_size_keep_the_line_short(x, digits, small, text):
+    assert callbacks.fixed(x, digits, small) == text
+
+
+def test_callbacks_are_heard_without_log_every(tmp_path):
+    trainer = make_trainer()
+    trainer.fit(DOCS[:200], steps=250, callbacks=[JsonLog(tmp_path / "run.jsonl")])
+    assert [line["step"] for line in read(tmp_path / "run.jsonl") if line["event"] == "log"] == [1, 100, 200, 250]
 
 
 def test_the_time_that_is_left():
@@ -204,8 +260,7 @@ def test_progress_through_tqdm():
     last = re.split(r"[\r\n]", out.getvalue().rstrip())[-1]
     assert last.startswith("100%")
     assert "100/100" in last
-    assert f"norm {trainer.history.norm[-1]:.3f}" in last
-    assert "letters/s" in last
+    assert f"loss {trainer.history.loss.mean():.4f}" in last
     assert f"val {trainer.history.evaluations[-1][1]:.4f}" in last
     assert threading.active_count() == threads
 
