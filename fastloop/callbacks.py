@@ -29,7 +29,7 @@ class _Stretch:
 
     def take(self, trainer, least=1):
         """step, total_steps; loss: the mean since the last time, or over `least` steps if those are more; lr, norm: of
-        the last step; clipped: steps clipped since; seconds, predictions: of the run; per_second: predictions, since."""
+        the last step; clipped: steps clipped since; seconds, predictions: of the run; per_second: predictions since."""
         history, now = trainer.history, self.place(trainer.history)
         steps, predictions, seconds = (a - b for a, b in zip(now, self.before, strict=True))
         self.before = now
