@@ -48,8 +48,9 @@ class History:
         count = len(values["loss"])
         for name, column in self._columns.items():
             if len(column) < self._size + count:
-                column = np.resize(column, max(2 * len(column), self._size + count))
-                self._columns[name] = column
+                grown = np.empty(max(2 * len(column), self._size + count), column.dtype)
+                grown[: self._size] = column[: self._size]
+                self._columns[name] = column = grown
             column[self._size : self._size + count] = values[name]
         self._size += count
 

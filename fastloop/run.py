@@ -77,7 +77,10 @@ class Run:
         every_step = any(hasattr(callback, "on_step") for callback in callbacks)
         log_every = LOG_EVERY if log_every is None else log_every
         cadences = [getattr(c, "every", log_every) if hasattr(c, "on_log") else 0 for c in callbacks]
-        pauses = [save_every, self.eval_every, self.tol and self.sampler.steps_per_epoch, *cadences]
+        pauses = [
+            save and save_every, validation is not None and self.eval_every,
+            self.tol and self.sampler.steps_per_epoch, *cadences,
+        ]
         pauses = [n for n in pauses if n]
         work = trainer.model.num_params * self.batch_size * self.accumulate + STEP_WORK
         chunk = max(1, FIRST_CHUNK_WORK // work)

@@ -10,9 +10,10 @@ def as_docs(docs):
     if isinstance(docs, str):
         raise TypeError(f"docs is one str, not a list of documents; say [text], or text.split('\\n'): {docs[:40]!r}")
     docs = list(docs)
-    for i, doc in enumerate(docs):
-        if not isinstance(doc, str):
-            raise TypeError(f"docs[{i}] = {doc!r} is {type(doc).__name__}, not str")
+    if set(map(type, docs)) - {str}:
+        for i, doc in enumerate(docs):
+            if not isinstance(doc, str):
+                raise TypeError(f"docs[{i}] = {doc!r} is {type(doc).__name__}, not str")
     return docs
 
 
@@ -74,7 +75,7 @@ class CharTokenizer:
         if not docs:
             raise ValueError("docs is empty; at least one document is needed")
         starts = np.zeros(len(docs) + 1, dtype=np.int64)
-        np.cumsum([len(doc) + 1 for doc in docs], out=starts[1:])
+        np.cumsum(np.fromiter(map(len, docs), np.int64, len(docs)) + 1, out=starts[1:])
         # The spaces only keep the places that BOS takes afterwards; they need not be in the vocabulary.
         codes = _code_points(" " + " ".join(docs) + " ")
         ids = self._table.take(codes, mode="clip")
