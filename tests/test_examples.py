@@ -1,5 +1,6 @@
 """Every example runs, and says what it is there to show."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ SHOWN = {
     "early_stopping": "stopped by patience",
     "resume": "bit for bit: True",
     "diagnosis": "healthy:\n  nothing found\n",
+    "text": "856 characters, 45 of them different",
     "symmetry": "equal start: 1 different hidden units",
 }
 
@@ -31,3 +33,5 @@ def test_example(name, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert SHOWN[name] in done.stdout
+    if name == "text":
+        assert int(re.search(r"recites (\d+) of 300", done.stdout)[1]) > 100

@@ -103,6 +103,19 @@ def test_identical_initial_weights_stay_identical():
     assert len(np.unique(random.params["layer0.weight"], axis=0)) == 5
 
 
+def test_no_cliff_from_one_width_to_the_next():
+    """pytorch#144633: a step took many times as long past a width of 45.  Here neighbours differ by what they compute."""
+    X = RNG.normal(size=(64, 46))
+    best = {}
+    for _ in range(5):
+        for width in (44, 45, 46, 47):
+            trainer = fl.Trainer(fl.MLP([46, width, width, 1]), fl.Adam())
+            history = trainer.fit(X, X[:, :1], steps=50, batch_size=64)
+            best[width] = min(best.get(width, np.inf), np.diff(history.seconds).min())
+    print({width: f"{seconds * 1e6:.1f} us" for width, seconds in best.items()})
+    assert max(best.values()) < 3.0 * min(best.values())
+
+
 # Gradients, the twin, and trajectories
 
 
