@@ -263,12 +263,12 @@ FASTLOOP = [
 # The tests most likely to notice, by the name of the file without its ending; for others, test_<name>.py.
 MODELS = "gradients gpt mlp trainer numerics"
 FIRST = {
-    "adam": "kernels optim numerics trainer", "sgd": "optim trainer", "optimizer": "optim", "norm": "kernels optim mlp",
+    "adam": "kernels optim numerics", "sgd": "optim trainer", "optimizer": "core optim", "norm": "kernels optim trainer",
     "cross_entropy": f"kernels {MODELS}", "embedding": "kernels", "matmul": f"kernels {MODELS}", "logits": "kernels",
     "head": MODELS, "linear": "gpt", "attention": "gpt", "pointwise": "gpt", "gpt": "gpt", "mlp": "mlp",
-    "loop": "trainer mlp checkpoint", "tokens": "data gpt trainer", "arrays": "mlp kernels", "memory": "gpt trainer",
-    "simd": f"kernels {MODELS}", "_check": "kernels optim", "params": "trainer optim", "run": "trainer checkpoint",
-    "models": "trainer mlp gpt", "sampler": "trainer checkpoint", "config": "train trainer optim",
+    "loop": "core trainer mlp optim", "tokens": "core data gpt trainer", "arrays": "core mlp trainer", "memory": "core gpt",
+    "simd": f"kernels {MODELS}", "_check": "kernels optim", "params": "params trainer", "run": "trainer checkpoint",
+    "models": "trainer mlp gpt", "sampler": "trainer checkpoint", "config": "config trainer",
     "trainer": "trainer checkpoint",
 }
 

@@ -1,0 +1,148 @@
+"""The compiled classes called directly: what they say of themselves, and what they refuse before memory is touched."""
+
+import sys
+
+import numpy as np
+import pytest
+
+F = np.zeros
+IDS, STARTS = np.array([2, 0, 1, 2, 1, 2], np.int32), np.array([0, 3, 5])
+
+
+def tokens(variant, T=3):
+    return variant.TokenData(IDS, STARTS, T)
+
+
+def bigram(variant, optimizer=None, V=3, D=2, T=3):
+    params, grads = F((2 * V + T) * D), F((2 * V + T) * D)
+    return variant.Loop(variant.Bigram(params, grads, V, D, T), optimizer)
+
+
+def run(variant, splits, steps=1, accumulate=1, losses=None, clipped=None, batch=None, indices=(0, 1)):
+    loop = bigram(variant)
+    batch = variant.TokenBatch(tokens(variant)) if batch is None else batch
+    losses = F(steps) if losses is None else losses
+    indices, splits = np.array(indices, np.int64), np.array(splits)
+    return loop.run(batch, indices, splits, accumulate, F(steps), np.inf, losses, F(steps), clipped=clipped)
+
+
+def test_what_the_objects_say_of_themselves(variant):
+    data = tokens(variant)
+    assert (data.n_examples, data.longest, data.windows, data.stride) == (2, 3, False, 1)
+    assert (data.n_ids, data.block_size) == (3, 3)
+    batch = variant.TokenBatch(data)
+    batch.take(np.array([1, 0, 1]), 3.0)
+    assert (batch.n_examples, batch.n_predictions) == (3, 7)
+    loop = bigram(variant)
+    assert (loop.model.V, loop.model.D, loop.model.T, loop.model.size) == (3, 2, 3, 18)
+    assert loop.optimizer is None
+    gpt = variant.GPT(F(2 * 12 * 16 + 9 * 4), F(2 * 12 * 16 + 9 * 4), 3, 4, 3, 2, 4)
+    assert (gpt.n_layer, gpt.n_head) == (2, 4)
+    assert variant.MLP(F(13), F(13), [2, 3, 1], False, False).depth == 2
+    rows = variant.ArrayData(F((4, 2)), F((4, 3)))
+    assert (rows.n_examples, rows.n_in, rows.n_out, rows.largest_class) == (4, 2, 3, -1)
+    rows = variant.ArrayData(F((4, 2)), None, np.array([0, 5, 1, 2]))
+    assert (rows.n_out, rows.largest_class) == (0, 5)
+
+
+# The call, the exception, and words of its message.
+REFUSED = {
+    "negative id": (lambda c: c.TokenData(np.array([0, -1], np.int32), np.array([0, 1]), 1), IndexError, "ids[1] = -1"),
+    "text shorter than a window": (lambda c: c.TokenData(IDS, None, 6), ValueError, "no window of 6"),
+    "no documents": (lambda c: c.TokenData(IDS, np.array([0]), 1), ValueError, "must lead into ids"),
+    "start before the ids": (lambda c: c.TokenData(IDS, np.array([-1, 3]), 1), ValueError, "must lead into ids"),
+    "end behind the ids": (lambda c: c.TokenData(IDS, np.array([0, 6]), 1), ValueError, "must lead into ids"),
+    "starts that do not rise": (lambda c: c.TokenData(IDS, np.array([0, 3, 3]), 1), ValueError, "starts[2] = 3"),
+    "document -1": (lambda c: c.TokenBatch(tokens(c)).take(np.array([0, -1]), 2.0), IndexError, "indices[1] = -1"),
+    "document 2 of 2": (lambda c: c.TokenBatch(tokens(c)).take(np.array([2]), 1.0), IndexError, "outside [0, 2)"),
+    "rows of X and y": (lambda c: c.ArrayData(F((3, 2)), F((2, 1))), ValueError, "X has 3 rows, y has 2"),
+    "rows of X and classes": (lambda c: c.ArrayData(F((3, 2)), None, np.zeros(4, np.int64)), ValueError, "y has 4"),
+    "negative class": (lambda c: c.ArrayData(F((2, 1)), None, np.array([0, -1])), IndexError, "y[1] = -1"),
+    "row 3 of 3": (
+        lambda c: c.ArrayBatch(c.ArrayData(F((3, 1)), F((3, 1)))).take(np.array([3]), 1.0), IndexError, "indices[0] = 3"
+    ),
+    "parameters and gradients": (lambda c: c.Bigram(F(18), F(17), 3, 2, 3), ValueError, "params (18,) and grads (17,)"),
+    "no parameters": (lambda c: c.Model(F(0), F(0)), ValueError, "params (0,)"),
+    "parameters of a bigram": (lambda c: c.Bigram(F(17), F(17), 3, 2, 3), ValueError, "18 parameters expected, got 17"),
+    "parameters of an MLP": (lambda c: c.MLP(F(12), F(12), [2, 3, 1], 0, 0), ValueError, "13 parameters expected"),
+    "one width": (lambda c: c.MLP(F(2), F(2), [2], 0, 0), ValueError, "widths = [2]"),
+    "a width of 0": (lambda c: c.MLP(F(2), F(2), [2, 0], 0, 0), ValueError, "widths = [2, 0]"),
+    "heads": (lambda c: c.GPT(F(228), F(228), 3, 4, 3, 1, 3), ValueError, "multiple of n_head = 3"),
+    "rows for documents": (lambda c: bigram(c).forward(c.ArrayBatch(c.ArrayData(F((1, 1))))), TypeError, "TokenBatch"),
+    "larger ids": (lambda c: bigram(c, V=2).forward(c.TokenBatch(tokens(c))), ValueError, "ids up to 2"),
+    "longer blocks": (lambda c: bigram(c, T=2).forward(c.TokenBatch(tokens(c))), ValueError, "blocks of 3"),
+    "splits": (lambda c: run(c, [0, 1, 2]), ValueError, "3 splits of 2 examples for 1 steps"),
+    "splits past the indices": (lambda c: run(c, [0, 3]), ValueError, "2 splits of 2 examples"),
+    "room for losses": (lambda c: run(c, [0, 1, 2], 2, losses=F(1)), ValueError, "losses (1)"),
+    "room for clipped": (lambda c: run(c, [0, 1], clipped=np.zeros(0, np.uint8)), ValueError, "clipped (0)"),
+    "more than memory": (lambda c: run(c, [0, 2**57, 2], 2), MemoryError, "values of 8 bytes"),
+    "work per thread": (lambda c: c.set_work_per_thread(0), ValueError, "n = 0 must be at least 1"),
+    "a batch of no kind": (lambda c: run(c, [0, 1], batch=c.Batch()), NotImplementedError, ""),
+    "a model of no kind": (lambda c: c.Loop(c.Model(F(1), F(1)), None).forward(c.Batch()), NotImplementedError, ""),
+    "data of no kind": (lambda c: c.Data().fingerprint(), NotImplementedError, ""),
+    "predictions of no kind": (lambda c: c.Data().predictions(np.array([0])), NotImplementedError, ""),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused(variant, case):
+    call, error, words = REFUSED[case]
+    with pytest.raises(error) as raised:
+        call(variant)
+    assert words in str(raised.value)
+
+
+def test_outputs_of_another_shape_are_refused_and_not_written(variant):
+    loop, batch = bigram(variant), variant.TokenBatch(tokens(variant))
+    batch.take(np.array([0, 1]), 2.0)
+    mlp = variant.MLP(F(13), F(13), [2, 3, 1], False, False)
+    rows = variant.ArrayBatch(variant.ArrayData(F((4, 2))))
+    rows.take(np.arange(4), 1.0)
+    for shape in ((4, 3), (6, 3), (5, 2), (5, 4)):
+        out = np.full(shape, np.nan)
+        with pytest.raises(ValueError, match="logits has shape"):
+            loop.model.logits_of(batch, out)
+        assert np.isnan(out).all()
+    for shape in ((3, 1), (5, 1), (4, 2)):
+        out = np.full(shape, np.nan)
+        with pytest.raises(ValueError, match="out "):
+            mlp.predict(rows, out)
+        assert np.isnan(out).all()
+
+
+def test_an_empty_micro_batch_adds_nothing(variant):
+    """A step of two micro-batches, the second of no documents, is the step of the first alone."""
+    outcomes = []
+    for splits, accumulate in (([0, 2, 2], 2), ([0, 2], 1)):
+        params, grads = np.linspace(-1.0, 1.0, 18), F(18)
+        optimizer = variant.SGD([params], [[]], [0.0], [grads], 0.0, 0.0, False)
+        loop, losses, norms = variant.Loop(variant.Bigram(params, grads, 3, 2, 3), optimizer), F(1), F(1)
+        batch = variant.TokenBatch(tokens(variant))
+        taken = loop.run(batch, np.array([0, 1]), np.array(splits), accumulate, np.ones(1), np.inf, losses, norms)
+        assert taken == 1
+        outcomes.append([losses, norms, params])
+    for x, y in zip(*outcomes, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert losses[0] > 0.0
+    assert norms[0] > 0.0
+
+
+def test_gradients_taken_where_they_are_are_let_go(variant):
+    """An optimiser for arrays keeps no hold of a gradient after the step, nor after one that it refuses."""
+    optimizer = variant.SGD([F(3)], [[]], [0.0], None, 0.0, 0.0, False)
+    good, bad = F(3), np.full(3, np.nan)
+    before = sys.getrefcount(good), sys.getrefcount(bad)
+    for _ in range(5):
+        assert optimizer.step_with([good], 0.1, True) is None
+        assert optimizer.step_with([bad], 0.1, True)[0] == 0
+        assert optimizer.step_with([F(4)], 0.1, True) == (0, None)
+    assert (sys.getrefcount(good), sys.getrefcount(bad)) == before
+    good.resize(5, refcheck=False)      # NumPy refuses while someone looks at the memory
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (6,), (3, 2, 1), (3,)])
+def test_a_gradient_of_another_shape_is_not_taken(variant, shape):
+    p = np.ones((3, 2))
+    optimizer = variant.SGD([p], [[]], [0.0], None, 0.0, 0.0, False)
+    assert optimizer.step_with([np.ones(shape)], 0.1, True) == (0, None)
+    assert (p == 1.0).all()
