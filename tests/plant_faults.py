@@ -55,7 +55,6 @@ CSRC = [
     ("optimizer.pxi", "and not <uintptr_t>view.buf & 7", ""),
     ("optimizer.pxi", "fits = fits and view.shape[j] == <Py_ssize_t>shape[j]", "pass"),
     ("optimizer.pxi", "PyBuffer_Release(&self.views[j])", "pass"),
-    ("optimizer.pxi", "self.update(lr, 1.0, False)\n        finally", "self.update(lr, 1.0, True)\n        finally"),
     # norm and clipping: scaling out of range, sign, sums in blocks
     ("norm.pxi", "600 if total <= 1e-290 else -600", "-600 if total <= 1e-290 else 600"),
     ("norm.pxi", "1e-290 < total < INFINITY", "0.0 <= total < INFINITY"),
@@ -84,11 +83,13 @@ CSRC = [
     ("head.pxi", "self.dx + n * self.ld, self.ld, v > 0)", "self.dx + n * self.ld, self.ld, False)"),
     ("head.pxi", "rows * i // threads, rows * (i + 1) // threads)",
      "rows * i // threads, rows * (i + 1) // threads - 1)"),
+    ("head.pxi", "memset(self.dwte, 0, (self.V + self.T) * self.D * 8)", "memset(self.dwte, 0, self.V * self.D * 8)"),
     ("head.pxi", "softmax_exp(logits, rows, &self.softmax[p])", "pass"),
     ("head.pxi", "or tokens.data.block_size > self.T:", "or False:"),
     # linear layers
     ("linear.pxi", "rows * sizeof(double)", "(rows - 1) * sizeof(double)"),
     ("linear.pxi", "if whole < D:", "if whole > D:"),
+    ("linear.pxi", "dW + i * D, D, add or n > 0)", "dW + i * D, D, add)"),
     # attention: the mask, documents in one panel, the softmax's gradient, the cache
     ("attention.pxi", "upper[t] - <double>b.positions[n] if n < b.N else upper[t]", "0.0 if n < b.N else upper[t]"),
     ("attention.pxi", "v8_where_less(end, at, hidden, x)", "x"),
@@ -119,7 +120,8 @@ CSRC = [
     ("loop.pxi", "clip_norm / norm if norm > clip_norm else 1.0", "clip_norm / norm"),
     ("loop.pxi", "isfinite(norm) and isfinite(largest * largest)", "isfinite(norm)"),
     ("loop.pxi", "finite = isfinite(loss)", "finite = True"),
-    ("loop.pxi", "self.optimizer.update(lrs[s], scale, True)", "self.optimizer.update(lrs[s], scale, False)"),
+    ("loop.pxi", "self.model.backward()\n                    self.model.add = True", "self.model.backward()"),
+    ("loop.pxi", "memset(self.model.grads, 0, self.model.size * 8)\n        self.loss", "pass\n        self.loss"),
     ("loop.pxi", "total = <double>(splits[(s + 1) * accumulate]", "total = <double>(splits[s * accumulate + 1]"),
     ("loop.pxi", "clipped[s] = outside > 0 or norm > clip_norm", "clipped[s] = outside > 0"),
     # batches
@@ -263,10 +265,12 @@ FASTLOOP = [
 # The tests most likely to notice, by the name of the file without its ending; for others, test_<name>.py.
 MODELS = "gradients gpt mlp trainer numerics"
 FIRST = {
-    "adam": "kernels optim numerics", "sgd": "optim trainer", "optimizer": "core optim", "norm": "kernels optim trainer",
-    "cross_entropy": f"kernels {MODELS}", "embedding": "kernels", "matmul": f"kernels {MODELS}", "logits": "kernels",
+    "adam": "kernels optim numerics", "sgd": "optim trainer", "optimizer": "core optim",
+    "norm": "kernels optim trainer", "cross_entropy": f"kernels {MODELS}", "embedding": "kernels",
+    "matmul": f"kernels {MODELS}", "logits": "kernels",
     "head": MODELS, "linear": "gpt", "attention": "gpt", "pointwise": "gpt", "gpt": "gpt", "mlp": "mlp",
-    "loop": "core trainer mlp optim", "tokens": "core data gpt trainer", "arrays": "core mlp trainer", "memory": "core gpt",
+    "loop": "core trainer mlp optim", "tokens": "core data gpt trainer", "arrays": "core mlp trainer",
+    "memory": "core gpt",
     "simd": f"kernels {MODELS}", "_check": "kernels optim", "params": "params trainer", "run": "trainer checkpoint",
     "models": "trainer mlp gpt", "sampler": "trainer checkpoint", "config": "config trainer",
     "trainer": "trainer checkpoint",
