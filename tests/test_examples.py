@@ -1,10 +1,12 @@
 """Every example runs, and says what it is there to show."""
 
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -35,3 +37,20 @@ def test_example(name, tmp_path):
     assert SHOWN[name] in done.stdout
     if name == "text":
         assert int(re.search(r"recites (\d+) of 300", done.stdout)[1]) > 100
+
+
+def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
+    """Its Python blocks, in one session as they stand there."""
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
+    assert len(blocks) >= 5
+    monkeypatch.chdir(tmp_path)
+    w, gw = np.ones(3), np.ones(3)
+    session = {"w": w, "gw": gw, "b": np.zeros(1), "gb": np.ones(1)}
+    for block in blocks:
+        if "safetensors" in block and importlib.util.find_spec("safetensors") is None:
+            block = "\n".join(line for line in block.splitlines() if "safetensors" not in line)
+        exec(block, session)
+    assert session["history"].loss.shape == (1000,)
+    assert w == pytest.approx(1.0 - 1e-3)
+    assert session["model"].predict([10.0]) == pytest.approx(19.996, abs=5e-4)

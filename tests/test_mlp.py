@@ -104,7 +104,7 @@ def test_identical_initial_weights_stay_identical():
 
 
 def test_no_cliff_from_one_width_to_the_next():
-    """pytorch#144633: a step took many times as long past a width of 45.  Here neighbours differ by what they compute."""
+    """pytorch#144633: a step took many times as long past a width of 45.  Here neighbours take about the same."""
     X = RNG.normal(size=(64, 46))
     best = {}
     for _ in range(5):
