@@ -58,7 +58,7 @@ def atomically(path, *parts):
         if os.path.exists(temporary):
             os.remove(temporary)
         if isinstance(error, OSError) and error.filename == temporary:
-            error.filename, error.filename2 = path, None        # the name that the user knows
+            raise OSError(error.errno, error.strerror, path) from None      # the name that the user knows
         raise
     # The rename itself is on disk once its folder is.  Windows cannot open one.
     if hasattr(os, "O_DIRECTORY"):

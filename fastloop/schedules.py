@@ -231,6 +231,11 @@ _MAKERS = {
 }
 
 
+def is_maker(value):
+    """Whether value is a function of this module that makes schedules, such as linear, rather than a schedule."""
+    return value in _MAKERS.values()
+
+
 def _from_plain(value):
     if isinstance(value, list):
         return [_from_plain(v) for v in value]

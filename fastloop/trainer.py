@@ -45,6 +45,8 @@ class Trainer:
             raise ValueError(f"grad_accum = {grad_accum!r} must be an int of at least 1")
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule must be a function of the step, got {schedule!r}")
+        if schedules.is_maker(schedule):
+            raise TypeError(f"schedule = {schedule.__name__} makes a schedule: call it, {schedule.__name__}(...)")
         self.model = model
         self.optimizer = Adam() if optimizer is None else optimizer
         self.tokenizer = tokenizer

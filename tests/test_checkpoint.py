@@ -185,6 +185,13 @@ def test_an_error_while_writing_leaves_the_old_file(call, tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == ["run.npz"]
 
 
+def test_where_no_file_can_be_made_the_error_names_the_file_asked_for(tmp_path):
+    path = tmp_path / "no" / "run.npz"
+    with pytest.raises(FileNotFoundError) as caught:
+        checkpoint.write(path, {}, {})
+    assert str(caught.value) == f"[Errno 2] No such file or directory: {str(path)!r}"
+
+
 def test_a_file_that_describes_something_else_is_refused(tmp_path):
     path = tmp_path / "x.npz"
     checkpoint.write(path, {}, {"hello": 1})

@@ -383,6 +383,7 @@ def test_prepared_data_of_another_model_is_refused():
 
 @pytest.mark.parametrize("make, error, message", [
     (lambda: fl.MLP([3]), ValueError, "at least two are needed"),
+    (lambda: fl.MLP(2, 3), TypeError, "widths = 2: needed is a list"),
     (lambda: fl.MLP([3, 0, 1]), ValueError, r"widths\[1\] must be at least 1, got 0"),
     (lambda: fl.MLP([3, 2.0, 1]), TypeError, r"widths\[1\] must be an int, got 2.0"),
     (lambda: fl.MLP([3, 2], activation="gelu"), ValueError, "'gelu' is neither"),

@@ -338,7 +338,7 @@ def test_read_only_parameters_are_refused():
 @pytest.mark.parametrize("params, error, words", [
     ([], ValueError, "params is empty"),
     (np.zeros(3), TypeError, r"params is one ndarray; needed is a list of arrays, such as \[w, b\]"),
-    (3.0, TypeError, "float"),
+    (3.0, TypeError, r"one float; needed is a list .* \(for a learning rate say lr=...\)"),
 ])
 def test_params_must_be_a_list_of_arrays(params, error, words):
     with pytest.raises(error, match=words):

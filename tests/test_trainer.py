@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import threading
 import tracemalloc
@@ -681,6 +682,20 @@ def test_bad_arguments_of_fit(options, message):
     with pytest.raises(ValueError, match=message):
         trainer.fit(DOCS, **options)
     assert digest(trainer) == before
+
+
+@pytest.mark.parametrize("schedule, message", [
+    (0.5, "schedule must be a function"), (fl.schedules.linear, r"linear makes a schedule: call it, linear\(...\)"),
+])
+def test_what_is_no_schedule_is_refused(schedule, message):
+    with pytest.raises(TypeError, match=message):
+        fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=TOK, schedule=schedule)
+
+
+def test_a_trainer_says_what_it_is():
+    trainer = make()
+    trainer.fit(DOCS, steps=3)
+    assert re.fullmatch(r"Trainer\(BigramLM\(.*\), Adam\(.*\), after 3 steps\)", repr(trainer))
 
 
 def test_numpys_integers_are_integers():
