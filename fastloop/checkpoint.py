@@ -85,7 +85,7 @@ def read(path):
             arrays = {name: archive[name] for name in archive.files}
         text = arrays.pop(META).tobytes()
         if len(text) > META_LIMIT:
-            raise CheckpointError(f"{path}: a description of {len(text):,} bytes, at most {META_LIMIT:,} are read")
+            raise ValueError(f"its description has {len(text):,} bytes, at most {META_LIMIT:,} are read")
         meta = json.loads(text)
         found = meta["format"]
     except (ValueError, KeyError, TypeError, EOFError, OSError, RecursionError) as error:

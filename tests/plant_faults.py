@@ -272,8 +272,8 @@ FIRST = {
     "loop": "core trainer mlp optim", "tokens": "core data gpt trainer", "arrays": "core mlp trainer",
     "memory": "core gpt",
     "simd": f"kernels {MODELS}", "_check": "kernels optim", "params": "params trainer", "run": "trainer checkpoint",
-    "models": "trainer mlp gpt", "sampler": "trainer checkpoint", "config": "config trainer",
-    "trainer": "trainer checkpoint",
+    "models": "models checkpoint mlp trainer gpt", "sampler": "trainer checkpoint", "config": "config trainer",
+    "trainer": "models trainer checkpoint",
 }
 
 AVX2 = ["-mavx2", "-mfma"]

@@ -265,3 +265,15 @@ def test_a_plain_numpy_forward_pass_reads_an_exported_gpt(tmp_path):
     for position, token in enumerate(ids):
         (got,) = model.next_logits(np.array([token]), position)
         np.testing.assert_allclose(got, logits[position], rtol=0, atol=1e-12)
+
+
+def test_a_whole_file_of_another_content_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "x.npz"
+    checkpoint.write(path, {"a": np.zeros(3)}, {"much": "x" * 100})
+    monkeypatch.setattr(checkpoint, "META_LIMIT", 100)
+    with pytest.raises(fl.CheckpointError, match=r"not a fastloop checkpoint \(its description has 125 bytes, at most 100 are read\)"):
+        checkpoint.read(path)
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoint, "META", "other.json")
+    with pytest.raises(fl.CheckpointError, match="not a fastloop checkpoint"):
+        checkpoint.read(path)

@@ -232,3 +232,12 @@ def test_a_run_of_the_trainer(tmp_path):
 def test_importing_fastloop_imports_none_of_the_extras():
     code = "import sys, fastloop; print([m for m in ('matplotlib', 'tqdm', 'tensorboardX', 'csv') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_history_presents_itself():
+    history = History()
+    assert repr(history) == "<History of 0 steps, running>"
+    history.append(3.0)
+    history.append(1.0)
+    history.stop_reason = "finished"
+    assert repr(history) == "<History of 2 steps, loss 3.0000 -> 2.0000, finished>"
