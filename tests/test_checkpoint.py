@@ -271,7 +271,7 @@ def test_a_whole_file_of_another_content_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "x.npz"
     checkpoint.write(path, {"a": np.zeros(3)}, {"much": "x" * 100})
     monkeypatch.setattr(checkpoint, "META_LIMIT", 100)
-    with pytest.raises(fl.CheckpointError, match=r"not a fastloop checkpoint \(its description has 125 bytes, at most 100 are read\)"):
+    with pytest.raises(fl.CheckpointError, match=r"not a fastloop checkpoint \(its description has 125 bytes"):
         checkpoint.read(path)
     monkeypatch.undo()
     monkeypatch.setattr(checkpoint, "META", "other.json")
