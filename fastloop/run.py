@@ -31,6 +31,17 @@ SETTINGS = (
 METHODS = ("on_start", "on_step", "on_chunk", "on_log", "on_evaluate", "on_end")    # of a callback
 STATE = ("start", "best_loss", "best_step", "stale")
 
+# What a checkpoint may hold under these names: types, and the least value.  Sizes that are wrong would lead compiled code
+# outside the data.
+NONE, NUMBER = type(None), (int, float)
+CHECKS = {
+    **dict.fromkeys(("steps", "n_examples", "batch_size", "accumulate", "eval_every"), ((int,), 1)),
+    **dict.fromkeys(("seed", "fingerprint", "start", "stale"), ((int,), 0)),
+    "patience": ((int, NONE), 1), "best_step": ((int, NONE), 0),
+    "epochs": ((bool,), None), "restore_best": ((bool,), None),
+    "min_delta": (NUMBER, None), "tol": ((*NUMBER, NONE), None), "best_loss": ((*NUMBER, NONE), None),
+}
+
 
 class Run:
     """The settings of a fit (named in SETTINGS) and its state (named in STATE, with history and best_params)."""
@@ -55,7 +66,13 @@ class Run:
 
     @classmethod
     def from_arrays(cls, arrays, meta):
-        """The run that to_arrays described; KeyError where something is missing."""
+        """The run that to_arrays described; KeyError or ValueError where it describes none."""
+        for name, (kinds, low) in CHECKS.items():
+            value = meta[name]
+            if type(value) not in kinds or (low is not None and value is not None and value < low):
+                raise ValueError(f"{name} = {value!r} is not what a run has")
+        if meta["order"] not in ("given", "shuffled", "random"):
+            raise ValueError(f"order = {meta['order']!r} is not what a run has")
         run = cls(**{name: meta[name] for name in SETTINGS})
         for name in STATE:
             setattr(run, name, meta[name])
@@ -66,7 +83,7 @@ class Run:
 
     def go(self, trainer, data, validation=None, callbacks=(), log_every=None, save=None, save_every=None):
         """Take the steps that are left; see Trainer.fit for what happens on the way."""
-        if data.fingerprint() != self.fingerprint:
+        if data.fingerprint() != self.fingerprint or data.n_examples != self.n_examples:
             raise CheckpointError("these are not the data that the run began with: their checksums differ")
         check_callbacks(callbacks)
         history, batch = self.history, trainer.model.make_batch(data)

@@ -379,13 +379,20 @@ class Trainer:
                 for name in params:
                     params[name] = arrays.pop(f"{prefix}/{name}")
             optimizer.t, trainer.steps, trainer.notes = t, meta["steps"], meta["notes"]
+            if type(trainer.steps) is not int or trainer.steps < 0:
+                raise ValueError(f"steps = {trainer.steps!r} is not a number of steps")
             run_arrays = {name.removeprefix("run/"): arrays.pop(name) for name in list(arrays) if name[:4] == "run/"}
             if meta["run"] is not None:
                 trainer._run = Run.from_arrays(run_arrays, meta["run"])
+                best = trainer._run.best_params
+                if best is not None and (best.shape, best.dtype) != (model.params.flat.shape, model.params.flat.dtype):
+                    raise ValueError(f"best_params has shape {best.shape} of {best.dtype}")
+                if trainer._run.start > trainer.steps:
+                    raise ValueError(f"the run began at step {trainer._run.start}, after step {trainer.steps}")
                 trainer.history, trainer.total_steps = trainer._run.history, trainer._run.steps
             if arrays:
                 raise CheckpointError(f"{path}: nothing here knows {', '.join(arrays)}")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{path}: does not describe a trainer ({type(error).__name__}: {error})") from error

@@ -3,9 +3,12 @@
 The command is called in this process: an exception that is not SystemExit would be a traceback.
 """
 
+import functools
 import json
 import os
 import re
+import tempfile
+from pathlib import Path
 
 import cases
 import numpy as np
@@ -17,10 +20,10 @@ import fastloop as fl
 from fastloop import checkpoint, train
 
 settings.register_profile(
-    "ci", derandomize=True, deadline=None, max_examples=150, database=None,
+    "ci", derandomize=True, deadline=None, max_examples=100, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-settings.register_profile("nightly", settings.get_profile("ci"), derandomize=False, max_examples=5000, print_blob=True)
+settings.register_profile("nightly", settings.get_profile("ci"), derandomize=False, max_examples=2000, print_blob=True)
 settings.load_profile("nightly" if cases.NIGHTLY else "ci")
 
 QUICK = ["--steps=2", "--val-fraction=0", "--sample=1", "--threads=2"]
@@ -60,7 +63,8 @@ VALUES = {
 }
 FLAGS = st.one_of(
     *[value.map(lambda text, flag=flag: f"--{flag}={text}") for flag, value in VALUES.items()],
-    st.sampled_from([f"--{no}{flag}" for flag, (kind, *_) in train.ALL_FLAGS.items() if kind is bool for no in ("", "no-")]),
+    st.sampled_from([f"--{flag}" for flag, (kind, *_) in train.ALL_FLAGS.items() if kind is bool]),
+    st.sampled_from([f"--no-{flag}" for flag, (kind, *_) in train.ALL_FLAGS.items() if kind is bool]),
     st.text(max_size=5),
 )
 SLOW = re.compile(r"--(steps|epochs|batch-size)=\+?\d{3}")      # nothing wrong with these, but they take their time
@@ -75,11 +79,11 @@ def test_random_command_lines(arguments, command):
 
 @given(
     content=st.one_of(
-        st.binary(max_size=60), st.text(max_size=40).map(str.encode), st.lists(st.text("ab\r\n \0\ufeff")).map("".join).map(str.encode)
+        st.binary(max_size=60), st.text(max_size=40).map(str.encode), st.text("ab\r\n \0\ufeff").map(str.encode),
     ),
     flags=st.lists(st.sampled_from([
-        "--format=text", "--model=gpt", "--block-size=3", "--val-fraction=0.5", "--encoding=utf-16", "--encoding=latin-1",
-        "--encoding=utf-8-sig", "--shuffle", "--epochs=1", "--overfit-one-batch",
+        "--format=text", "--model=gpt", "--block-size=3", "--val-fraction=0.5", "--encoding=utf-16",
+        "--encoding=latin-1", "--encoding=utf-8-sig", "--shuffle", "--epochs=1", "--overfit-one-batch",
     ]), max_size=3, unique=True),
 )
 def test_random_data_files(content, flags, command, tmp_path):
@@ -87,17 +91,18 @@ def test_random_data_files(content, flags, command, tmp_path):
     command(*QUICK, "--data=data", *flags)
 
 
-KEYS = st.one_of(st.sampled_from([key for key in train.ALL_FLAGS if key not in ("steps", "epochs", "batch-size")]), st.text(max_size=5))
+QUICK_KEYS = [key for key in train.ALL_FLAGS if key not in ("steps", "epochs", "batch-size")]
+KEYS = st.one_of(st.sampled_from(QUICK_KEYS), st.text(max_size=5))
 TOML_VALUES = st.one_of(
-    st.integers(-5, 9), st.floats(), st.booleans(), st.text("abc.\\\"'#\n", max_size=5), st.lists(st.integers(), max_size=2),
-    st.just({}),
+    st.integers(-5, 9), st.floats(), st.booleans(), st.text("abc.\\\"'#\n", max_size=5),
+    st.lists(st.integers(), max_size=2), st.just({}),
 )
 
 
 @given(table=st.dictionaries(KEYS, TOML_VALUES, max_size=3))
 def test_random_configurations(table, command, tmp_path):
-    lines = [f"{json.dumps(key)} = {json.dumps(value).replace('NaN', 'nan').replace('Infinity', 'inf')}" for key, value in table.items()]
-    (tmp_path / "run.toml").write_text("\n".join(lines))
+    text = "\n".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items())
+    (tmp_path / "run.toml").write_text(text.replace("NaN", "nan").replace("Infinity", "inf"))
     command(*QUICK, "--config=run.toml")
 
 
@@ -111,24 +116,30 @@ def test_random_bytes_as_a_configuration(content, command, tmp_path):
 
 
 def load(path):
-    """Load it: refused with the file's name and a reason, or a trainer that saves and evaluates."""
+    """Load it: refused with the file's name and a reason, or a trainer that saves, evaluates and goes on."""
     try:
         trainer = fl.Trainer.load(path)
     except fl.CheckpointError as error:
         assert str(path) in str(error)
         return False
     trainer.save(path)
+    try:
+        trainer.evaluate(cases.DOCS)
+        trainer.resume(cases.DOCS, validation=cases.DOCS[:5])
+    except (ValueError, TypeError, fl.DivergenceError):     # other data, no tokenizer, a NaN: said, and nothing crashes
+        pass
     return True
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    path = tmp_path_factory.mktemp("saved") / "run.npz"
-    trainer = cases.make("bigram", clip_norm=1.0)
-    trainer.fit(cases.DOCS, steps=5, validation=cases.DOCS[:5], restore_best=True)
-    trainer.history.seconds[:] = 0.0        # the same bytes in every session
-    trainer.save(path)
-    return path.read_bytes()
+@functools.cache        # not a fixture: Hypothesis would print its bytes
+def saved():
+    """A checkpoint's bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = cases.make("bigram", clip_norm=1.0)
+        trainer.fit(cases.DOCS, steps=5, validation=cases.DOCS[:5], restore_best=True)
+        trainer.history.seconds[:] = 0.0        # the same bytes in every session
+        trainer.save(f"{folder}/run.npz")
+        return Path(folder, "run.npz").read_bytes()
 
 
 @pytest.fixture(autouse=True)
@@ -141,11 +152,11 @@ def signed(body):
     return body + checkpoint.MARK + checkpoint.digest(body)
 
 
-@given(data=st.data())
-def test_bytes_changed_and_signed(data, saved, tmp_path):
-    body = bytearray(saved[: -checkpoint.COMMENT])
-    for _ in range(data.draw(st.integers(1, 4))):
-        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+@given(changes=st.lists(st.tuples(st.floats(0.0, 1.0, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
+def test_bytes_changed_and_signed(changes, tmp_path):
+    body = bytearray(saved()[: -checkpoint.COMMENT])
+    for place, value in changes:
+        body[int(place * len(body))] = value
     path = tmp_path / "changed.npz"
     path.write_bytes(signed(bytes(body)))
     load(path)
@@ -160,7 +171,8 @@ def test_random_bytes_signed(content, tmp_path):
 
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-2, 40), st.floats(), st.text(max_size=4)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)), max_leaves=4,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
+    max_leaves=4,
 )
 
 
@@ -173,9 +185,9 @@ def places(meta, path=()):
 
 
 @given(data=st.data())
-def test_descriptions_changed(data, saved, tmp_path):
+def test_descriptions_changed(data, tmp_path):
     path = tmp_path / "changed.npz"
-    path.write_bytes(saved)
+    path.write_bytes(saved())
     arrays, meta = checkpoint.read(path)
     for _ in range(data.draw(st.integers(1, 3))):
         *way, key = data.draw(st.sampled_from([place for place in places(meta) if place]))
@@ -190,15 +202,16 @@ def test_descriptions_changed(data, saved, tmp_path):
 
 
 ARRAYS = st.sampled_from([
-    np.zeros(0), np.zeros(3), np.zeros((2, 3)), np.full((24, 5), np.nan), np.zeros(()), np.zeros(5, "S3"), np.zeros((24, 5), np.float32),
-    np.zeros((24, 5), np.complex128), np.zeros((24, 5), "U2"), np.zeros(5, bool), np.arange(5), np.zeros(2, [("a", "f8")]),
+    np.zeros(0), np.zeros(3), np.zeros((2, 3)), np.full((24, 5), np.nan), np.zeros(()), np.zeros(5, "S3"),
+    np.zeros((24, 5), np.float32), np.zeros((24, 5), np.complex128), np.zeros((24, 5), "U2"), np.zeros(5, bool),
+    np.arange(5), np.zeros(2, [("a", "f8")]),
 ])
 
 
 @given(data=st.data())
-def test_arrays_changed(data, saved, tmp_path):
+def test_arrays_changed(data, tmp_path):
     path = tmp_path / "changed.npz"
-    path.write_bytes(saved)
+    path.write_bytes(saved())
     arrays, meta = checkpoint.read(path)
     name = data.draw(st.sampled_from(list(arrays)))
     if data.draw(st.booleans()):
