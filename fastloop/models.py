@@ -181,7 +181,8 @@ def sample(logits, u, temperature=1.0, top_k=None, top_p=None):
     """The ids (B,) that numbers u (B,), uniform in [0, 1), choose from logits (B, V); see LanguageModel.generate."""
     if temperature == 0.0:
         return logits.argmax(axis=1)
-    p = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
+    with np.errstate(over="ignore"):        # at the smallest temperatures -inf, whose exp is the 0 that is meant
+        p = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
     if top_k is None and top_p is None:
         return sample_from(p, u)
     order = np.argsort(-p, axis=1, kind="stable")[:, :top_k]

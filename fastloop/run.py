@@ -31,7 +31,7 @@ SETTINGS = (
 METHODS = ("on_start", "on_step", "on_chunk", "on_log", "on_evaluate", "on_end")    # of a callback
 STATE = ("start", "best_loss", "best_step", "stale")
 
-# What a checkpoint may hold under these names: types, and the least value.  Sizes that are wrong would lead compiled code
+# What a checkpoint may hold under these names: types, and the least value.  A wrong size would lead compiled code
 # outside the data.
 NONE, NUMBER = type(None), (int, float)
 CHECKS = {
