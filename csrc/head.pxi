@@ -5,6 +5,13 @@
 cdef enum:
     KEEP_LOGITS = 2048
 
+# Where the tables are small (V + T at most V_TILE), their gradients are summed chunk by chunk of tokens, each by the
+# thread that has those tokens in its cache, and the chunks' sums are added in order: reading what the other core
+# has written costs more than that.  The cut depends on the batch alone, so the bits do not depend on the threads.
+cdef enum:
+    CHUNK_TOKENS = 64
+    MAX_CHUNKS = 8
+
 
 cdef class LanguageModel(Model):
     """wte (V, D) and wpe (T, D) first in the buffers, lm_head (V, D) last.
@@ -25,6 +32,7 @@ cdef class LanguageModel(Model):
     cdef double *dx                     # (N, ld)
     cdef double *logits                 # (P, held, 8) logits, then exp, then dlogits
     cdef double *weight                 # (V_TILE, ld) a tile of lm_head with padded rows
+    cdef double *partial                # (MAX_CHUNKS - 1, V + T, D) the sums of all chunks but the first
     cdef Softmax *softmax               # (P,)
     cdef Tokens *tokens                 # the bound batch
 
@@ -68,7 +76,8 @@ cdef class LanguageModel(Model):
         self.tokens = &tokens.tokens
         self.held = self.V if self.V <= KEEP_LOGITS else V_TILE
         self.work.reserve(N * (2 * self.ld + self.D + self.held + 1) + V_TILE * self.ld
-                          + (N // 8) * (sizeof(Softmax) // 8))
+                          + (N // 8) * (sizeof(Softmax) // 8)
+                          + (self.chunks(N) - 1) * (self.V + self.T) * self.D)
         self.x = self.work.data
         self.dx = self.x + N * self.ld
         self.x_panels = self.dx + N * self.ld
@@ -76,6 +85,7 @@ cdef class LanguageModel(Model):
         self.weight = self.logits + N * self.held
         self.softmax = <Softmax *>(self.weight + V_TILE * self.ld)
         self.losses = <double *>(self.softmax + N // 8)
+        self.partial = self.losses + N
         return 0
 
     cdef void embed_panel(self, Py_ssize_t p, double *rows, double *panel) noexcept nogil:
@@ -87,11 +97,45 @@ cdef class LanguageModel(Model):
 
     cdef void scatter_embeddings(self) noexcept nogil:
         """Add dx to the rows of wte's and wpe's gradients that the tokens came from."""
-        cdef Tokens *b = self.tokens
+        cdef Py_ssize_t chunks = self.chunks(self.tokens.N), size = (self.V + self.T) * self.D, c
+        cdef int threads = min(self.head_threads(), chunks)
         if not self.add:
-            memset(self.dwte, 0, (self.V + self.T) * self.D * 8)
-        scatter(b.inputs, b.N, self.D, 0, self.D, self.dx, self.ld, self.dwte)
-        scatter(b.positions, b.N, self.D, 0, self.D, self.dx, self.ld, self.dwpe)
+            memset(self.dwte, 0, size * 8)
+        memset(self.partial, 0, (chunks - 1) * size * 8)
+        if threads == 1:
+            for c in range(chunks):
+                self.scatter_chunk(c, chunks)
+        else:
+            for c in prange(chunks, num_threads=threads, schedule="static"):
+                self.scatter_chunk(c, chunks)
+        self.add_partial(self.dwte, size, chunks)
+
+    cdef void scatter_chunk(self, Py_ssize_t c, Py_ssize_t chunks) noexcept nogil:
+        cdef Tokens *b = self.tokens
+        cdef Py_ssize_t P = tiles(b.N, 8), n = 8 * (P * c // chunks), N = min(8 * (P * (c + 1) // chunks), b.N) - n
+        cdef double *dwte = self.dwte if c == 0 else self.partial + (c - 1) * (self.V + self.T) * self.D
+        scatter(b.inputs + n, N, self.D, 0, self.D, self.dx + n * self.ld, self.ld, dwte)
+        scatter(b.positions + n, N, self.D, 0, self.D, self.dx + n * self.ld, self.ld, dwte + self.V * self.D)
+
+    cdef Py_ssize_t chunks(self, Py_ssize_t N) noexcept nogil:
+        """Into how many chunks N tokens are cut: a power of two, for threads to share evenly."""
+        cdef Py_ssize_t chunks = 1
+        if self.V + self.T <= V_TILE:
+            while chunks < MAX_CHUNKS and 2 * chunks * CHUNK_TOKENS <= N:
+                chunks *= 2
+        return chunks
+
+    cdef void add_partial(self, double *grad, Py_ssize_t size, Py_ssize_t chunks) noexcept nogil:
+        """Add the first `size` values of each chunk's sums, in order."""
+        cdef Py_ssize_t c, i
+        cdef const double *partial
+        for c in range(chunks - 1):
+            partial = self.partial + c * (self.V + self.T) * self.D
+            for i in range(size):
+                grad[i] += partial[i]
+
+    cdef inline int head_threads(self) noexcept nogil:
+        return threads_for(4 * self.tokens.N * min(self.V, V_TILE) * self.D)
 
     cdef void head_forward(self, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
         """Logits, softmax and losses of the panels first..last, one tile of the vocabulary after the other."""
@@ -121,7 +165,10 @@ cdef class LanguageModel(Model):
         """dx, and the gradient of lm_head."""
         cdef Tokens *b = self.tokens
         cdef Py_ssize_t P = tiles(b.N, 8), D = self.D, v, v_tile, rows
-        cdef int threads = threads_for(4 * b.N * min(self.V, V_TILE) * D), i
+        cdef int threads = self.head_threads(), i
+        if self.V + self.T <= V_TILE:
+            self.head_backward_chunks(min(threads, self.chunks(b.N)))
+            return
         for v_tile in range(tiles(self.V, V_TILE)):
             v = v_tile * V_TILE
             rows = min(self.V - v, V_TILE)
@@ -134,6 +181,24 @@ cdef class LanguageModel(Model):
                 self.head_backward_panels(v, P * i // threads, P * (i + 1) // threads)
             for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
                 self.head_backward_rows(v, rows * i // threads, rows * (i + 1) // threads)
+
+    cdef void head_backward_chunks(self, int threads) noexcept nogil:
+        cdef Py_ssize_t chunks = self.chunks(self.tokens.N), c
+        copy_rows(self.lm_head, self.V, self.D, self.weight, self.ld)
+        if threads == 1:
+            for c in range(chunks):
+                self.head_backward_chunk(c, chunks)
+        else:
+            for c in prange(chunks, num_threads=threads, schedule="static"):
+                self.head_backward_chunk(c, chunks)
+        self.add_partial(self.dlm_head, self.V * self.D, chunks)
+
+    cdef void head_backward_chunk(self, Py_ssize_t c, Py_ssize_t chunks) noexcept nogil:
+        cdef Py_ssize_t P = tiles(self.tokens.N, 8), first = P * c // chunks, last = P * (c + 1) // chunks, n = 8 * first
+        cdef double *dlm_head = self.dlm_head if c == 0 else self.partial + (c - 1) * (self.V + self.T) * self.D
+        self.head_backward_panels(0, first, last)
+        logits_dw(self.logits + n * self.V, 8 * self.V, self.V, min(8 * last, self.tokens.N) - n, self.x + n * self.ld,
+                  self.ld, self.D, dlm_head, self.add and c == 0)
 
     cdef void head_backward_panels(self, Py_ssize_t v, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
         """dlogits of the tile from v on, and what it adds to dx."""
