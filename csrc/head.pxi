@@ -9,7 +9,7 @@ cdef enum:
 # thread that has those tokens in its cache, and the chunks' sums are added in order: reading what the other core
 # has written costs more than that.  The cut depends on the batch alone, so the bits do not depend on the threads.
 cdef enum:
-    CHUNK_TOKENS = 64
+    CHUNK_TOKENS = 128
     MAX_CHUNKS = 8
 
 

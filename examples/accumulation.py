@@ -1,4 +1,7 @@
-"""Gradient accumulation: four micro-batches of 8 documents give the same bits as one batch of 32."""
+"""Gradient accumulation: four micro-batches of 8 documents give the same bits as one batch of 32.
+
+(A batch of 256 tokens or more is summed in several parts, so that the last bits of its gradient may differ.)
+"""
 
 import numpy as np
 

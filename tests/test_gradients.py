@@ -18,6 +18,8 @@ CASES = {
     "default job": (27, 16, 8, [5]),
     "cut documents": (27, 16, 8, [8, 9, 20, 1]),
     "batch of 12": (27, 16, 8, [1 + i * 7 % 11 for i in range(12)]),
+    "two chunks of tokens": (5, 3, 4, [4, 1, 3] * 33),
+    "eight chunks of tokens": (11, 4, 9, [9, 9, 2] * 52),
     "odd sizes": (129, 5, 3, [3, 2, 1, 3]),
     "three tiles": (300, 13, 4, [4, 3, 4]),
     "logits not kept": (2100, 2, 3, [3, 1]),
