@@ -506,6 +506,12 @@ def resumed_arguments(args, given):
     except (KeyError, TypeError):
         raise errors.CheckpointError(f"{args.resume}: was not saved by this command; resume it from Python") from None
     kept = {name: value for name, value in stored.items() if name.replace("_", "-") not in given}
+    # It may come from somebody else, so it does not choose which files are written, but for going on with itself.
+    for flag in ("save", "export", "log", "plot", "tensorboard"):
+        path = kept.get(flag)
+        if path and not (flag == "save" and os.path.abspath(str(path)) == os.path.abspath(args.resume)):
+            print(f"fastloop-train: not writing to {path} again; say --{flag} {path} to do so", file=sys.stderr)
+            kept[flag] = None
     return argparse.Namespace(**{**vars(args), **kept, "resume": args.resume})
 
 

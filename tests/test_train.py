@@ -224,6 +224,12 @@ def test_a_run_resumed_from_its_checkpoint_ends_like_one_without_a_break(tmp_pat
     assert re.search(r"^time +\d\.\d+ s$", aloud, re.M)
     one, other = (fl.Trainer.load(tmp_path / f"{name}.npz").model.params.flat for name in ("whole", "cut"))
     assert (one == other).all()
+    (tmp_path / "copy.npz").write_bytes((tmp_path / "cut.npz").read_bytes())
+    (tmp_path / "cut.npz").unlink()
+    other = run("--resume", "copy.npz", cwd=tmp_path)       # a checkpoint does not choose other files to write
+    assert "not writing to cut.npz again; say --save cut.npz" in other.stderr
+    assert not (tmp_path / "cut.npz").exists()
+    (tmp_path / "copy.npz").rename(tmp_path / "cut.npz")
     refused = run("--resume", "cut.npz", "--lr", 1, cwd=tmp_path)
     assert refused.returncode == 2
     assert "--lr: a resumed run keeps its own" in refused.stderr
