@@ -49,7 +49,8 @@ cdef void attention_forward(const Tokens *b, Py_ssize_t panel, const double *q, 
 
 
 cdef void attention_dq(const Tokens *b, Py_ssize_t panel, const double *da, const double *k, const double *v,
-                       Py_ssize_t stride, Py_ssize_t size, const double *p, const double *sums, double *dq) noexcept nogil:
+                       Py_ssize_t stride, Py_ssize_t size, const double *p, const double *sums,
+                       double *dq) noexcept nogil:
     """dq (size, 8) of the queries of `panel`; da and p of this panel, k and v of panel 0; sums (8,) = sum_d da a."""
     cdef Py_ssize_t first = first_key_panel(b, panel), kp, s
     cdef v8 scale = v8_set(1.0 / sqrt(<double>size)), sum_ = v8_load(sums), x

@@ -57,7 +57,11 @@ cdef class GPT(LanguageModel):
     cdef Py_ssize_t size_head           # D / n_head
     cdef Py_ssize_t keys                # panels of keys that a panel of queries may look at
     cdef Py_ssize_t strip               # values in a strip: eight for each token that there is room for
-    cdef double *packed                 # the weights of a layer as pack_columns leaves them, fc2, fc1, wo and wqkv
+    cdef double *packed                 # room for the weights of a layer as pack_columns leaves them:
+    cdef double *fc2_packed             # (all four NULL where packing does not pay)
+    cdef double *fc1_packed
+    cdef double *wo_packed
+    cdef double *wqkv_packed
     cdef Buffer layer_table, body
     cdef Layer *layers                  # (n_layer,)
     cdef double *y0                     # (P, D, 8) rmsnorm of the embeddings
@@ -160,15 +164,18 @@ cdef class GPT(LanguageModel):
         """The layer's weights as linear_dx reads them best."""
         cdef Py_ssize_t D = self.D
         cdef int threads = threads_for(24 * D * D), i
+        self.fc2_packed = self.fc1_packed = self.wo_packed = self.wqkv_packed = NULL
         if not self.packs():
             return
+        self.fc2_packed = self.packed
+        self.fc1_packed = self.packed + D * (4 * D + 8)
+        self.wo_packed = self.packed + D * (8 * D + 40)
+        self.wqkv_packed = self.packed + D * (9 * D + 48)
         for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            pack_columns(layer.fc2, D, 4 * D, share(4 * D, i, threads), share(4 * D, i + 1, threads), self.packed)
-            pack_columns(layer.fc1, 4 * D, D, share(D, i, threads), share(D, i + 1, threads),
-                         self.packed + D * (4 * D + 8))
-            pack_columns(layer.wo, D, D, share(D, i, threads), share(D, i + 1, threads), self.packed + D * (8 * D + 40))
-            pack_columns(layer.wqkv, 3 * D, D, share(D, i, threads), share(D, i + 1, threads),
-                         self.packed + D * (9 * D + 48))
+            pack_columns(layer.fc2, D, 4 * D, share(4 * D, i, threads), share(4 * D, i + 1, threads), self.fc2_packed)
+            pack_columns(layer.fc1, 4 * D, D, share(D, i, threads), share(D, i + 1, threads), self.fc1_packed)
+            pack_columns(layer.wo, D, D, share(D, i, threads), share(D, i + 1, threads), self.wo_packed)
+            pack_columns(layer.wqkv, 3 * D, D, share(D, i, threads), share(D, i + 1, threads), self.wqkv_packed)
 
     cdef void over_panels(self, int phase, Py_ssize_t l) noexcept nogil:
         """One phase of layer l, the panels shared among threads where there are enough of them."""
@@ -204,7 +211,8 @@ cdef class GPT(LanguageModel):
                 self.to_rows(self.x_panels, p, self.D, self.x, self.ld)
             self.head_forward(first, last)
 
-    cdef void to_rows(self, const double *panels, Py_ssize_t p, Py_ssize_t D, double *rows, Py_ssize_t ld) noexcept nogil:
+    cdef void to_rows(self, const double *panels, Py_ssize_t p, Py_ssize_t D, double *rows,
+                      Py_ssize_t ld) noexcept nogil:
         transpose_panel(panels + 8 * p * D, min(self.tokens.N - 8 * p, 8), D, rows + 8 * p * ld, ld)
 
     cdef void embed_group(self, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
@@ -253,19 +261,19 @@ cdef class GPT(LanguageModel):
         """From the gradient of the layer's output to that of what attention gives, n panels."""
         cdef Layer *layer = &self.layers[l]
         cdef Py_ssize_t D = self.D, p, i
-        cdef bint packs = self.packs()
         if l + 1 == self.n_layer:
             for p in range(first, first + n):
-                transpose_rows(self.dx + 8 * p * self.ld, self.ld, min(self.tokens.N - 8 * p, 8), D, self.dout + 8 * p * D)
+                transpose_rows(self.dx + 8 * p * self.ld, self.ld, min(self.tokens.N - 8 * p, 8), D,
+                               self.dout + 8 * p * D)
         p = 8 * first * D
-        linear_dx(layer.fc2, self.packed if packs else NULL, D, 4 * D, self.dout + p, self.dh + 4 * p, n, parallel)
+        linear_dx(layer.fc2, self.fc2_packed, D, 4 * D, self.dout + p, self.dh + 4 * p, n, parallel)
         relu_backward(self.dh + 4 * p, layer.h + 4 * p, 4 * D * n)
-        linear_dx(layer.fc1, self.packed + D * (4 * D + 8) if packs else NULL, 4 * D, D, self.dh + 4 * p, self.dy + p, n, parallel)
+        linear_dx(layer.fc1, self.fc1_packed, 4 * D, D, self.dh + 4 * p, self.dy + p, n, parallel)
         for p in range(first, first + n):
             i = 8 * p * D
             rmsnorm_backward(self.dy + i, layer.y2 + i, layer.s2 + 8 * p, D, self.dout + i, self.dmid + i)
         p = 8 * first * D
-        linear_dx(layer.wo, self.packed + D * (8 * D + 40) if packs else NULL, D, D, self.dmid + p, self.da + p, n, parallel)
+        linear_dx(layer.wo, self.wo_packed, D, D, self.dmid + p, self.da + p, n, parallel)
         for p in range(first, first + n):
             for i in range(self.n_head):
                 panel_dot(self.da + 8 * (p * D + i * self.size_head), layer.a + 8 * (p * D + i * self.size_head),
@@ -275,7 +283,6 @@ cdef class GPT(LanguageModel):
         """From the gradient of what attention gives to that of the layer's input, n panels."""
         cdef Layer *layer = &self.layers[l]
         cdef Py_ssize_t D = self.D, H = self.n_head, size = self.size_head, P = tiles(self.tokens.N, 8), p, i, head
-        cdef bint packs = self.packs()
         cdef double *qkv
         cdef double *dqkv
         cdef double *weights
@@ -290,7 +297,7 @@ cdef class GPT(LanguageModel):
                 attention_dkv(self.tokens, p, P, qkv, self.da + head, 24 * D, 8 * D, qkv + 24 * p * D + 16 * D, size,
                               weights, H * self.keys * 64, self.sums + 8 * i, 8 * H, dqkv + 8 * D, dqkv + 16 * D)
         p = 8 * first * D
-        linear_dx(layer.wqkv, self.packed + D * (9 * D + 48) if packs else NULL, 3 * D, D, self.dqkv + 3 * p, self.dy + p, n, parallel)
+        linear_dx(layer.wqkv, self.wqkv_packed, 3 * D, D, self.dqkv + 3 * p, self.dy + p, n, parallel)
         for p in range(first, first + n):
             i = 8 * p * D
             rmsnorm_backward(self.dy + i, layer.y1 + i, layer.s1 + 8 * p, D, self.dmid + i, self.din + i)
@@ -309,11 +316,11 @@ cdef class GPT(LanguageModel):
     cdef void weight_gradients_share(self, Layer *layer, int i, int threads) noexcept nogil:
         """Thread i's rows of each weight's gradient, over all tokens in order."""
         cdef Py_ssize_t D = self.D, N = self.tokens.N, first = share(D, i, threads), last = share(D, i + 1, threads)
-        linear_dw(self.dqkv, 3 * D, share(3 * D, i, threads), share(3 * D, i + 1, threads), N, layer.y1_strips, self.strip, D,
-                  layer.dwqkv, self.add)
+        linear_dw(self.dqkv, 3 * D, share(3 * D, i, threads), share(3 * D, i + 1, threads), N,
+                  layer.y1_strips, self.strip, D, layer.dwqkv, self.add)
         linear_dw(self.dmid, D, first, last, N, layer.a_strips, self.strip, D, layer.dwo, self.add)
-        linear_dw(self.dh, 4 * D, share(4 * D, i, threads), share(4 * D, i + 1, threads), N, layer.y2_strips, self.strip, D,
-                  layer.dfc1, self.add)
+        linear_dw(self.dh, 4 * D, share(4 * D, i, threads), share(4 * D, i + 1, threads), N,
+                  layer.y2_strips, self.strip, D, layer.dfc1, self.add)
         linear_dw(self.dout, D, first, last, N, layer.h_strips, self.strip, 4 * D, layer.dfc2, self.add)
 
     def generate_step(self, const int64_t[::1] tokens not None, Py_ssize_t position, double[:, ::1] logits not None):
@@ -330,7 +337,7 @@ cdef class GPT(LanguageModel):
         if not 0 <= position < self.T:
             raise IndexError(f"position = {position} is outside [0, {self.T})")
         if position > self.cached:
-            raise ValueError(f"position = {position} follows {position - 1}, but only {self.cached} positions were given")
+            raise ValueError(f"position = {position} follows {position - 1}; only {self.cached} positions were given")
         for b in range(B):
             if not 0 <= tokens[b] < self.V:
                 raise IndexError(f"tokens[{b}] = {tokens[b]} is outside [0, {self.V})")
@@ -369,8 +376,8 @@ cdef class GPT(LanguageModel):
             linear_forward(layer.wqkv, D, D, y, q, 1, False, True)
             linear_forward(layer.wqkv + D * D, 2 * D, D, y, kv + 16 * position * D, 1, False, True)
             for i in range(self.n_head):
-                attention_cached(q + 8 * i * self.size_head, kv + 8 * i * self.size_head, D, position + 1, self.size_head,
-                                 p, a + 8 * i * self.size_head)
+                attention_cached(q + 8 * i * self.size_head, kv + 8 * i * self.size_head, D, position + 1,
+                                 self.size_head, p, a + 8 * i * self.size_head)
             linear_forward(layer.wo, D, D, a, x, 1, True, True)
             rmsnorm_forward(x, D, y, scale)
             linear_forward(layer.fc1, 4 * D, D, y, h, 1, False, True)

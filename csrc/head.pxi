@@ -55,7 +55,8 @@ cdef class LanguageModel(Model):
         cdef Py_ssize_t v, v_tile, p, rows, tokens
         self.bind(batch, batch.n_predictions)
         if logits.shape[0] != self.tokens.N or logits.shape[1] != self.V:
-            raise ValueError(f"logits has shape ({logits.shape[0]}, {logits.shape[1]}), not ({self.tokens.N}, {self.V})")
+            raise ValueError(f"logits has shape ({logits.shape[0]}, {logits.shape[1]}); "
+                             f"needed is ({self.tokens.N}, {self.V})")
         with nogil:
             self.forward()
             for p in range(tiles(self.tokens.N, 8)):
@@ -70,8 +71,8 @@ cdef class LanguageModel(Model):
         cdef Py_ssize_t N = round8(predictions)
         cdef TokenBatch tokens = <TokenBatch?>batch
         if tokens.data.n_ids > self.V or tokens.data.block_size > self.T:
-            raise ValueError(f"ids up to {tokens.data.n_ids - 1} in blocks of {tokens.data.block_size} do not fit a model "
-                             f"of {self.V} ids and blocks of {self.T}")
+            raise ValueError(f"ids up to {tokens.data.n_ids - 1} in blocks of {tokens.data.block_size} do not fit "
+                             f"a model of {self.V} ids and blocks of {self.T}")
         self.batch = batch
         self.tokens = &tokens.tokens
         self.held = self.V if self.V <= KEEP_LOGITS else V_TILE
@@ -194,7 +195,8 @@ cdef class LanguageModel(Model):
         self.add_partial(self.dlm_head, self.V * self.D, chunks)
 
     cdef void head_backward_chunk(self, Py_ssize_t c, Py_ssize_t chunks) noexcept nogil:
-        cdef Py_ssize_t P = tiles(self.tokens.N, 8), first = P * c // chunks, last = P * (c + 1) // chunks, n = 8 * first
+        cdef Py_ssize_t P = tiles(self.tokens.N, 8), first = P * c // chunks, last = P * (c + 1) // chunks
+        cdef Py_ssize_t n = 8 * first
         cdef double *dlm_head = self.dlm_head if c == 0 else self.partial + (c - 1) * (self.V + self.T) * self.D
         self.head_backward_panels(0, first, last)
         logits_dw(self.logits + n * self.V, 8 * self.V, self.V, min(8 * last, self.tokens.N) - n, self.x + n * self.ld,

@@ -19,7 +19,7 @@ cdef inline void logits_dx(const double *dlogits, Py_ssize_t tokens, Py_ssize_t 
 
 cdef inline void logits_dw(const double *dlogits, Py_ssize_t panel, Py_ssize_t rows, Py_ssize_t N, const double *x,
                            Py_ssize_t ldx, Py_ssize_t D, double *dlm_head, bint add) noexcept nogil:
-    """dlm_head (rows, D) = dlogits x over all N tokens, += where `add`; the panels of dlogits lie `panel` values apart."""
+    """dlm_head (rows, D) = dlogits x over all N tokens, or += where `add`; dlogits' panels lie `panel` values apart."""
     matmul(rows, D, N, dlogits, 8, 1, panel, x, ldx, dlm_head, D, add)
 
 

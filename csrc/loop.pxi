@@ -64,8 +64,8 @@ cdef class Loop:
 
         Step s takes the micro-batches s accumulate .. (s + 1) accumulate, micro-batch j the examples
         indices[splits[j] : splits[j + 1]].  losses[s] and norms[s] (before clipping) are written for every step begun.
-        A loss or norm that is not finite ends the run before the parameters are touched.  The gradients are overwritten by
-        the first micro-batch of each step, which spares a pass over them, and are zero in the end.
+        A loss or norm that is not finite ends the run before the parameters are touched.  The gradients are overwritten
+        by the first micro-batch of each step, which spares a pass over them, and are zero in the end.
 
         clip_norm and clip_value (inf for none; one of them at most, or the norm is that before clipping by value):
         clipped[s], where given, becomes 1 where either took hold, else 0.

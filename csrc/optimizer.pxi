@@ -86,7 +86,7 @@ cdef class Optimizer:
                 PyBuffer_Release(&self.views[j])
 
     cdef bint view(self, Py_ssize_t i, grad) except -1:
-        """Make views[i] that of a gradient; False (and no view) unless it is aligned native float64 of the right shape."""
+        """Make views[i] that of a gradient; False (and no view) unless it is aligned float64 of the right shape."""
         cdef Py_buffer *view = &self.views[i]
         cdef tuple shape = self.shapes[i]
         cdef Py_ssize_t j

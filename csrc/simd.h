@@ -116,8 +116,8 @@ FL_INLINE v8 v8_fma(v8 a, v8 b, v8 c) {
     return c;
 }
 
-/* sqrt(x), x at least 0 and not subnormal, within 1 ULP; NaN stays NaN.  AVX-512's instruction would hold up the divider,
-   which Adam needs as well: there the 14-bit estimate y of 1 / sqrt(x) is refined on the multipliers.  With
+/* sqrt(x), x at least 0 and not subnormal, within 1 ULP; NaN stays NaN.  AVX-512's instruction would hold up the
+   divider, which Adam needs as well: there the 14-bit estimate y of 1 / sqrt(x) is refined on the multipliers.  With
    d = 1 - x y^2 the root is x y (1 - d)^(-1/2) = x y (1 + d / 2 + 3 d^2 / 8 + 5 d^3 / 16 + ...), and d^4 is below the
    last bit.  0 and infinity, whose estimates are infinity and 0, are their own roots.  The other sets have no such
    estimate for float64. */

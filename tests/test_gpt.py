@@ -275,7 +275,7 @@ def test_generation_leaves_training_alone():
 
 
 @pytest.mark.parametrize("tokens, position, shape, error, message", [
-    ([1], 2, (1, V), ValueError, "position = 2 follows 1, but only 1 positions were given"),
+    ([1], 2, (1, V), ValueError, "position = 2 follows 1; only 1 positions were given"),
     ([1], -1, (1, V), IndexError, r"position = -1 is outside \[0, 16\)"),
     ([1], 16, (1, V), IndexError, r"position = 16 is outside \[0, 16\)"),
     ([1, V], 1, (2, V), IndexError, rf"tokens\[1\] = {V} is outside \[0, {V}\)"),
