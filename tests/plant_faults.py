@@ -83,7 +83,8 @@ CSRC = [
     ("head.pxi", "self.dx + n * self.ld, self.ld, v > 0)", "self.dx + n * self.ld, self.ld, False)"),
     ("head.pxi", "rows * i // threads, rows * (i + 1) // threads)",
      "rows * i // threads, rows * (i + 1) // threads - 1)"),
-    ("head.pxi", "memset(self.dwte, 0, (self.V + self.T) * self.D * 8)", "memset(self.dwte, 0, self.V * self.D * 8)"),
+    ("head.pxi", "memset(self.dwte, 0, size * 8)", "memset(self.dwte, 0, self.V * self.D * 8)"),
+    ("head.pxi", "memset(self.partial, 0, (chunks - 1) * size * 8)", "pass"),
     ("head.pxi", "softmax_exp(logits, rows, &self.softmax[p])", "pass"),
     ("head.pxi", "or tokens.data.block_size > self.T:", "or False:"),
     # linear layers
@@ -212,7 +213,7 @@ FASTLOOP = [
     ("trainer.py", 'trainer.notes = t, meta["steps"],', "trainer.notes = t, 0,"),
     ("trainer.py", "if arrays:\n", "if False:\n"),
     # a run: best so far, patience, resuming, pauses, Ctrl-C
-    ("run.py", "if data.fingerprint() != self.fingerprint:", "if False:"),
+    ("run.py", "if data.fingerprint() != self.fingerprint or ", "if "),
     ("run.py", "loss < self.best_loss - self.min_delta", "loss < self.best_loss"),
     ("run.py", "self.stale >= self.patience", "self.stale > self.patience"),
     ("run.py", "trainer.model.params.flat.copy()", "trainer.model.params.flat"),
@@ -266,7 +267,7 @@ FASTLOOP = [
 MODELS = "gradients gpt mlp trainer numerics"
 FIRST = {
     "adam": "kernels optim numerics", "sgd": "optim trainer", "optimizer": "core optim",
-    "norm": "kernels optim trainer", "cross_entropy": f"kernels {MODELS}", "embedding": "kernels",
+    "norm": "kernels optim numerics", "cross_entropy": f"kernels {MODELS}", "embedding": "kernels",
     "matmul": f"kernels {MODELS}", "logits": "kernels",
     "head": MODELS, "linear": "gpt", "attention": "gpt", "pointwise": "gpt", "gpt": "gpt", "mlp": "mlp",
     "loop": "core trainer mlp optim", "tokens": "core data gpt trainer", "arrays": "core mlp trainer",

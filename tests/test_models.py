@@ -65,3 +65,10 @@ def test_divergence_is_told_even_where_the_schedule_has_no_length_yet():
     with pytest.raises(fl.DivergenceError, match=r"the loss is nan \(lr nan") as raised:
         one.forward(one.batch(DOCS))
     assert np.isnan(raised.value.lr)
+
+
+def test_probabilities_of_large_outputs_are_finite():
+    model = fl.SoftmaxRegression(1, 3)
+    model.params["layer0.weight"][:, 0] = [1.0, -1.0, 0.0]
+    proba = model.predict_proba(np.array([[1e5], [-1e5], [0.0]]))
+    np.testing.assert_array_equal(proba, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1 / 3, 1 / 3, 1 / 3]])
