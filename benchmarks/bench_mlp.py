@@ -8,12 +8,13 @@ been seen to fall off a cliff between the two.
 
 import harness
 import numpy as np
+from step_peers import B1, B2, EPS, jax_training
 
 import fastloop as fl
 from fastloop import reference
 
 TOLERANCE = 1e-9
-LR, B1, B2, EPS = 0.001, 0.9, 0.999, 1e-8
+LR = 0.001
 STEPS = 20      # batches, taken in turn
 SMALL, WIDE, DIGITS = [2, 16, 16, 1], [[45, 45, 45, 1], [46, 46, 46, 1]], [784, 256, 10]
 SHAPES = [(SMALL, 1), (SMALL, 8), (SMALL, 64), (WIDE[0], 32), (WIDE[1], 32), (DIGITS, 1), (DIGITS, 64)]
@@ -105,8 +106,6 @@ class JaxStep:
 
         params = list(job.model().params.values())
         params = [(jnp.array(w), jnp.array(b)) for w, b in zip(params[::2], params[1::2], strict=True)]
-        zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(2)]
-        self.state, self.done = (params, *zeros, jnp.zeros(())), 0
 
         def loss_of(params, X, y):
             for w, b in params[:-1]:
@@ -116,16 +115,8 @@ class JaxStep:
                 return jnp.mean((out - y) ** 2)
             return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(out), y[:, None], 1))
 
-        def step(state, batch):
-            params, m, v, t = state
-            loss, grad = jax.value_and_grad(loss_of)(params, *batch)
-            t = t + 1
-            m = jax.tree.map(lambda m, g: B1 * m + (1 - B1) * g, m, grad)
-            v = jax.tree.map(lambda v, g: B2 * v + (1 - B2) * g * g, v, grad)
-            step_size, v_scale = LR / (1 - B1**t), 1 / jnp.sqrt(1 - B2**t)
-            params = jax.tree.map(lambda p, m, v: p - step_size * m / (jnp.sqrt(v) * v_scale + EPS), params, m, v)
-            return (params, m, v, t), loss
-
+        self.state, step = jax_training(loss_of, params, LR)
+        self.done = 0
         self.step = jax.jit(step, donate_argnums=0)
         self.scan = jax.jit(lambda state, data: jax.lax.scan(step, state, data), donate_argnums=0)
         self.batches = [(jnp.array(X), jnp.array(y)) for X, y in job.batches]

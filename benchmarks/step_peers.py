@@ -275,6 +275,29 @@ class Numba:
         return self.grad
 
 
+def jax_training(loss_of, params, lr=None):
+    """(state, step) of Adam in JAX: step(state, batch) -> state, loss; the last of a batch is its lr unless that is given.
+
+    loss_of(params, *batch); params: a list or tuple of arrays, or of tuples of them.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def step(state, batch):
+        params, m, v, t = state
+        *batch, rate = batch if lr is None else (*batch, lr)
+        loss, grad = jax.value_and_grad(loss_of)(params, *batch)
+        t = t + 1
+        m = jax.tree.map(lambda m, g: B1 * m + (1 - B1) * g, m, grad)
+        v = jax.tree.map(lambda v, g: B2 * v + (1 - B2) * g * g, v, grad)
+        step_size, v_scale = rate / (1 - B1**t), 1 / jnp.sqrt(1 - B2**t)
+        params = jax.tree.map(lambda p, m, v: p - step_size * m / (jnp.sqrt(v) * v_scale + EPS), params, m, v)
+        return (params, m, v, t), loss
+
+    zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(2)]
+    return (params, *zeros, jnp.zeros(())), step
+
+
 class Jax:
     """One jitted lax.scan over the job's batches, padded to whole blocks and masked; its state is donated."""
 
@@ -292,22 +315,10 @@ class Jax:
             losses = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
             return (weights * losses).sum()
 
-        def step(state, batch):
-            params, m, v, t = state
-            *batch, lr = batch
-            loss, grad = jax.value_and_grad(loss_of)(params, *batch)
-            t = t + 1
-            m = jax.tree.map(lambda m, g: B1 * m + (1 - B1) * g, m, grad)
-            v = jax.tree.map(lambda v, g: B2 * v + (1 - B2) * g * g, v, grad)
-            step_size, v_scale = lr / (1 - B1**t), 1 / jnp.sqrt(1 - B2**t)
-            params = jax.tree.map(lambda p, m, v: p - step_size * m / (jnp.sqrt(v) * v_scale + EPS), params, m, v)
-            return (params, m, v, t), loss
-
         self.job = job
         wte, wpe, lm_head = np.split(job.start, [V * D, (V + T) * D])
         params = jnp.array(wte.reshape(V, D)), jnp.array(wpe.reshape(T, D)), jnp.array(lm_head.reshape(V, D))
-        zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(2)]
-        self.state = (params, *zeros, jnp.zeros(()))
+        self.state, step = jax_training(loss_of, params)
         padded = np.zeros((3, job.steps, B, T))
         for s, (inputs, targets, positions, weights) in enumerate(job.batches):
             document = np.cumsum(positions == 0) - 1
