@@ -276,7 +276,7 @@ class Numba:
 
 
 def jax_training(loss_of, params, lr=None):
-    """(state, step) of Adam in JAX: step(state, batch) -> state, loss; the last of a batch is its lr unless that is given.
+    """(state, step) of Adam in JAX: step(state, batch) -> state, loss.  A batch ends with its lr unless that is given.
 
     loss_of(params, *batch); params: a list or tuple of arrays, or of tuples of them.
     """
