@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastloop as fl
 from fastloop import _core, kernels, reference
 
 NAMES = [name for name, f in vars(kernels).items() if inspect.isfunction(f) and f.__module__ == kernels.__name__
@@ -366,3 +367,15 @@ def test_the_stub_says_what_the_compiled_module_has(variant):
             for member, n in members.items():
                 if not n.decorator_list:
                     assert parameters(n) == list(inspect.signature(getattr(compiled, member)).parameters), member
+
+
+@pytest.mark.parametrize("n", [1, 4096, 4097, 3 * 4096 + 5])
+def test_the_norm_is_the_same_at_any_number_of_threads(n, many_threads):
+    x = np.random.default_rng(n).normal(size=n)
+    x[-1] = 1e3
+    norms = set()
+    for threads in (1, 2, 3, 8):
+        fl.set_num_threads(threads)
+        norms.add(kernels.grad_norm(x))
+    assert len(norms) == 1
+    assert norms.pop() == pytest.approx(np.linalg.norm(x), rel=1e-14)
