@@ -1,9 +1,9 @@
 # The matrix product that every model is made of.
 #
-# No BLAS: measured on one Zen 4 core, whose multipliers end at 59 GFLOP/s, a product of (512, 512) takes the tiles 4.9 ms
-# (54.6 GFLOP/s) with AVX-512 where NumPy's OpenBLAS takes 5.4, and 5.5 ms with AVX2, as OpenBLAS does; at (64, 64, 256)
-# they are alike, and below that a call of BLAS costs more than the product.  With a large vocabulary and AVX2 BLAS would
-# win a tenth, and lose the bits that do not depend on threads or library.
+# No BLAS: on one Zen 4 core, whose multipliers end at 59 GFLOP/s, a product of (512, 512) takes the tiles 4.9 ms (54.6
+# GFLOP/s) with AVX-512 where NumPy's OpenBLAS takes 5.4, and 5.5 ms with AVX2, as OpenBLAS does; at (64, 64, 256) they
+# are alike, and below that a call of BLAS costs more than the product.  With a large vocabulary and AVX2 BLAS would win
+# a tenth, and lose the bits that depend on neither threads nor library.
 
 # A tile's columns of B, K rows of 64 bytes, should stay in the L1 cache while A goes past: 256 rows are 16 KiB.
 cdef enum:
