@@ -90,7 +90,7 @@ def read(path):
             raise ValueError(f"its description has {len(text):,} bytes, at most {META_LIMIT:,} are read")
         meta = json.loads(text)
         found = meta["format"]
-    except MemoryError:
+    except (MemoryError, SystemError):      # the latter is how NumPy ends at some points without memory
         raise
     except Exception as error:      # somebody else's archive can be wrong in more ways than there are names for
         raise CheckpointError(f"{path}: not a fastloop checkpoint ({error})") from None
