@@ -90,7 +90,7 @@ cdef void adam_update(double *grad, double *param, double *m, double *v, Py_ssiz
 cdef void adam_run(double *grad, double *param, double *m, double *v, Py_ssize_t n, const AdamStep *c,
                    bint zero_grad) noexcept nogil:
     """adam_update, cut over the threads; each value is its own, so the cut changes no bit."""
-    cdef int threads = threads_for(n * 8), i
+    cdef int threads = threads_for(n * 48), i
     cdef Py_ssize_t first, last
     if threads == 1:
         adam_update(grad, param, m, v, n, c, zero_grad)

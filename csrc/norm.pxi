@@ -34,7 +34,7 @@ cdef double sum_squares(const double *x, Py_ssize_t n, double scale) noexcept no
 
 cdef double sum_squares_blocks(const double *x, Py_ssize_t n, double scale, double *partial) noexcept nogil:
     cdef Py_ssize_t blocks = (n + NORM_BLOCK - 1) // NORM_BLOCK, i
-    cdef int threads = threads_for(2 * n)
+    cdef int threads = threads_for(n * 8)
     cdef double total = 0.0
     if threads == 1:
         for i in range(blocks):

@@ -26,7 +26,7 @@ cdef void sgd_update(double *grad, double *param, double *velocity, Py_ssize_t n
 
 cdef void sgd_run(double *grad, double *param, double *velocity, Py_ssize_t n, const SgdStep *c) noexcept nogil:
     """sgd_update, cut over the threads."""
-    cdef int threads = threads_for(n * 4), i
+    cdef int threads = threads_for(n * 12), i
     cdef Py_ssize_t first, last
     if threads == 1:
         sgd_update(grad, param, velocity, n, c)

@@ -306,7 +306,7 @@ def usual_variant():
     return "avx2" if "avx2" in cpu.supported() else "baseline"
 
 
-def build(tree, variant, cythonize=True, options=("-O0",)):
+def build(tree, variant, cythonize=True, options=("-O1",)):
     """Build one variant in the tree; raises RuntimeError with what the compiler said."""
     c = tree / f"{variant}.c"
     steps = [[
