@@ -1,11 +1,16 @@
 """Fixtures that several test files share."""
 
 import importlib
+import signal
 
 import pytest
 
 import fastloop as fl
 from fastloop import _core, kernels
+
+# A job in the background of a script, as CI may be, inherits that Ctrl-C is ignored, and so would what it starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=_core.supported)
