@@ -4,7 +4,7 @@ cdef class Bigram(LanguageModel):
     cdef double forward(self) noexcept nogil:
         cdef Tokens *b = self.tokens
         cdef Py_ssize_t P = tiles(b.N, 8)
-        cdef int threads = threads_for(2 * b.N * self.V * self.D), i
+        cdef int threads = threads_in_pass(2 * b.N * self.V * self.D), i
         if threads == 1:
             self.forward_panels(0, P)
         else:

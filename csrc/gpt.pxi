@@ -180,7 +180,7 @@ cdef class GPT(LanguageModel):
     cdef void over_panels(self, int phase, Py_ssize_t l) noexcept nogil:
         """One phase of layer l, the panels shared among threads where there are enough of them."""
         cdef Py_ssize_t P = tiles(self.tokens.N, 8)
-        cdef int threads = threads_for(8 * P * 12 * self.D * self.D) if P >= 8 else 1, i
+        cdef int threads = threads_in_pass(8 * P * 12 * self.D * self.D) if P >= 8 else 1, i
         if threads > P // 4:
             threads = <int>(P // 4)
         if threads <= 1:
@@ -306,7 +306,8 @@ cdef class GPT(LanguageModel):
                 self.to_rows(self.din, p, D, self.dx, self.ld)
 
     cdef void weight_gradients(self, Py_ssize_t l) noexcept nogil:
-        cdef int threads = threads_for(24 * self.tokens.N * self.D * self.D), i
+        cdef Py_ssize_t work = 24 * self.tokens.N * self.D * self.D
+        cdef int threads = threads_in_pass(work) if self.tokens.N > 56 else threads_for(work), i     # as over_panels
         if threads == 1:
             self.weight_gradients_share(&self.layers[l], 0, 1)
             return

@@ -136,7 +136,7 @@ cdef class LanguageModel(Model):
                 grad[i] += partial[i]
 
     cdef inline int head_threads(self) noexcept nogil:
-        return threads_for(4 * self.tokens.N * min(self.V, V_TILE) * self.D)
+        return threads_in_pass(4 * self.tokens.N * min(self.V, V_TILE) * self.D)
 
     cdef void head_forward(self, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
         """Logits, softmax and losses of the panels first..last, one tile of the vocabulary after the other."""

@@ -79,3 +79,8 @@ cdef inline int threads_for(Py_ssize_t work) noexcept nogil:
     if n > max_threads:
         n = max_threads
     return <int>n if n > 1 else 1
+
+
+cdef inline int threads_in_pass(Py_ssize_t work) noexcept nogil:
+    """The same for one of several loops in a row: the threads are awake from the one before, so less is worth it."""
+    return threads_for(4 * work)

@@ -13,6 +13,8 @@ from math import inf
 
 import numpy as np
 
+from . import _core
+from .config import get_num_threads
 from .errors import CheckpointError
 from .history import History
 from .sampler import Sampler
@@ -106,11 +108,12 @@ class Run:
         trainer.stop_reason = history.stop_reason = None
         with Ending(trainer, callbacks):
             call(callbacks, "on_start", trainer)
-            with Interrupt() as interrupt:
+            with Interrupt() as interrupt, Pace() as pace:
                 while (done := trainer.steps - self.start) < self.steps and trainer.stop_reason is None:
                     chunk_began = time.perf_counter()
                     count = 1 if every_step or (done == 0 and any(cadences)) else min(chunk, self.steps - done)
                     count = min([count, *(n - done % n for n in pauses)])
+                    threads, count = pace.choose(count)
                     steps, lr = range(trainer.steps - origin, trainer.steps - origin + count), trainer.optimizer.lr
                     lrs = np.array([lr * schedule(step) for step in steps], np.float64)
                     losses, norms, clipped = np.empty(count), np.empty(count), np.empty(count, np.uint8)
@@ -122,7 +125,9 @@ class Run:
                     after = time.perf_counter()
                     trainer.steps += taken
                     done += taken
-                    history.predictions += data.predictions(indices[: splits[taken * self.accumulate]])
+                    predictions = data.predictions(indices[: splits[taken * self.accumulate]])
+                    history.predictions += predictions
+                    pace.note(threads, after - before, predictions)
                     history.extend(
                         loss=losses[:taken], lr=lrs[:taken], norm=norms[:taken], clipped=clipped[:taken],
                         seconds=before - began + (after - before) / count * np.arange(1, taken + 1),
@@ -199,6 +204,42 @@ def check_callbacks(callbacks):
         for name in dir(callback):
             if name.startswith("on_") and name not in METHODS:
                 raise TypeError(f"callbacks[{i}] has {name}, which fit does not call; it calls {', '.join(METHODS)}")
+
+
+class Pace:
+    """How many threads a chunk takes: one, or as many as are set where that has been faster; the bits are the same.
+
+    A thread that waits for another which gets no CPU makes a step several times as long, so on a busy machine one is
+    better than two.  The second chunk and then every TRIAL-th are short and try the other number.
+    """
+
+    TRIAL = 16
+
+    def __init__(self):
+        self.seconds = {}       # by number of threads, what a prediction took the last time
+        self.chunks = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        _core.variant.set_max_threads(get_num_threads())
+
+    def choose(self, count):
+        """(threads, steps) of the next chunk, of at most `count` steps."""
+        most, self.chunks = get_num_threads(), self.chunks + 1
+        if most == 1:
+            return 1, count
+        threads = most if self.seconds.get(most, inf) < 0.95 * self.seconds.get(1, inf) else 1
+        if self.chunks == 2 or self.chunks % self.TRIAL == 0:
+            threads, count = most + 1 - threads, max(1, count // 8)
+        _core.variant.set_max_threads(threads)
+        return threads, count
+
+    def note(self, threads, seconds, predictions):
+        """What that chunk took."""
+        if predictions:
+            self.seconds[threads] = seconds / predictions
 
 
 class Ending:

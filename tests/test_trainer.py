@@ -15,6 +15,7 @@ import pytest
 
 import fastloop as fl
 from fastloop import _core
+from fastloop.run import Pace
 
 DOCS = fl.load_docs()
 TOK = fl.CharTokenizer(DOCS)
@@ -294,6 +295,38 @@ def test_the_bits_do_not_depend_on_the_threads(many_threads):
         trainer.fit(DOCS, steps=12, batch_size=256)
         found.add(trainer.model.params.flat.tobytes())
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("several, chosen", [(0.5, 4), (2.0, 1)])
+def test_fit_takes_as_many_threads_as_are_faster(several, chosen):
+    """One thread first, a short trial of all of them, then what was faster, with a look at the other now and then."""
+    before = fl.get_num_threads()
+    fl.set_num_threads(4)
+    try:
+        taken = []
+        with Pace() as pace:
+            for _ in range(40):
+                threads, count = pace.choose(80)
+                pace.note(threads, several if threads == 4 else 1.0, 10)
+                taken.append((threads, count))
+    finally:
+        fl.set_num_threads(before)
+    assert taken[:3] == [(1, 80), (4, 10), (chosen, 80)]
+    assert [chunk for chunk, (threads, _) in enumerate(taken, 1) if threads != chosen][-2:] == [16, 32]
+    assert taken[15] == (5 - chosen, 10)
+
+
+def test_fit_leaves_the_number_of_threads_as_it_was(monkeypatch):
+    calls = []
+    monkeypatch.setattr(fl._core.variant, "set_max_threads", calls.append)
+    fl.set_num_threads(3)
+    try:
+        make().fit(DOCS, steps=3000)
+    finally:
+        monkeypatch.undo()
+        fl.set_num_threads(fl.config._default_threads())
+    assert {1, 3} == set(calls)
+    assert calls[-1] == 3
 
 
 def test_two_trainers_in_two_threads_give_the_bits_of_one_after_the_other():
