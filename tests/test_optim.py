@@ -699,3 +699,9 @@ def test_the_compiled_optimiser_knows_its_sizes():
     with pytest.raises(ValueError, match="0 gradients for 1 arrays"):
         core.step_with([], 0.1, True)
     assert core.step_with([np.zeros(4)], 0.1, True) == (0, None)
+
+
+@pytest.mark.parametrize("grad", [np.zeros(33, np.uint8)[1:].view(np.float64), memoryview(bytearray(33))[1:].cast("d")])
+def test_an_unaligned_gradient_is_refused(grad):
+    with pytest.raises(ValueError, match=r"grads\[0\] begins at address"):
+        fl.SGD(params=[np.zeros(4)]).step([grad])
