@@ -416,3 +416,18 @@ def test_config_makes_the_same_model_again():
         again = type(model)(**model.config)
         assert again.config == model.config
         assert again.params.shapes == model.params.shapes
+
+
+def test_fit_has_the_bits_of_the_moves_over_more_rows_than_a_block_of_a_product():
+    """Sums over 600 rows go in blocks; fit overwrites the gradient with the first of them, the moves add them all."""
+    rng = np.random.default_rng(3)
+    X, y = rng.normal(size=(600, 3)), rng.normal(size=(600, 2))
+    fitted, moved = (fl.Trainer(fl.MLP([3, 5, 2], seed=1), fl.Adam(lr=0.01)) for _ in range(2))
+    losses = fitted.fit(X, y, steps=3, batch_size=600).loss
+    batch = moved.batch(X, y)
+    for step in range(3):
+        moved.zero_grad()
+        assert moved.forward(batch) == losses[step]
+        moved.backward()
+        moved.step()
+    assert np.array_equal(fitted.model.params.flat, moved.model.params.flat)
