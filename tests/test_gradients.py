@@ -98,6 +98,23 @@ def test_backward_adds(variant, case):
     np.testing.assert_allclose(gradient, 2.0 * once, rtol=1e-12, atol=1e-15 * abs(once).max())
 
 
+@pytest.mark.parametrize("case", ["eight chunks of tokens", "three tiles", "logits not kept, two panels"])
+def test_threads_share_the_gradient_to_the_same_bits(variant, case):
+    loop, batch, gradient = bound(variant, case)
+    work, found = variant.set_work_per_thread(1), set()
+    try:
+        for threads in (1, 2, 3, 8):
+            variant.set_max_threads(threads)
+            loop.zero_grad()
+            loop.forward(batch)
+            loop.backward()
+            found.add(gradient.tobytes())
+    finally:
+        variant.set_work_per_thread(work)
+        variant.set_max_threads(1)
+    assert len(found) == 1
+
+
 def test_the_twin_s_own_gradient():
     for case in ("default job", "batch of 12", "odd sizes"):
         V, D, T, _ = CASES[case]

@@ -431,3 +431,11 @@ def test_fit_has_the_bits_of_the_moves_over_more_rows_than_a_block_of_a_product(
         moved.backward()
         moved.step()
     assert np.array_equal(fitted.model.params.flat, moved.model.params.flat)
+
+
+def test_relu_lets_nan_through():
+    model = fl.MLP([2, 3, 1])
+    model.params.flat[0] = np.nan       # of the first hidden unit
+    trainer = fl.Trainer(model, fl.SGD(lr=0.1))
+    with pytest.raises(fl.DivergenceError):
+        trainer.forward(trainer.batch(np.ones((4, 2)), np.ones(4)))
