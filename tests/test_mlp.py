@@ -433,8 +433,9 @@ def test_fit_has_the_bits_of_the_moves_over_more_rows_than_a_block_of_a_product(
     assert np.array_equal(fitted.model.params.flat, moved.model.params.flat)
 
 
-def test_relu_lets_nan_through():
-    model = fl.MLP([2, 3, 1])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_nan_passes_through_a_layer(activation):
+    model = fl.MLP([2, 3, 1], activation=activation)
     model.params.flat[0] = np.nan       # of the first hidden unit
     trainer = fl.Trainer(model, fl.SGD(lr=0.1))
     with pytest.raises(fl.DivergenceError):

@@ -677,6 +677,19 @@ def test_what_clipping_by_value_may_save(value, clip_value, taken):
     assert not trainer.model.grads.flat.any()
 
 
+def test_an_infinite_loss_is_refused_where_its_gradient_is_finite():
+    trainer, data = bigram()
+    params = trainer.model.params
+    params.flat[:] = 0.0
+    params["wte"][:, 0] = 2.0
+    params["lm_head"][1, 0] = -1.7e308          # the logit of "b" overflows; what clipping leaves of its gradient is 1
+    before, record = params.flat.copy(), [np.empty(1), np.empty(1)]
+    batch = trainer.model.make_batch(data)
+    assert trainer.loop.run(batch, np.arange(1), np.arange(2), 1, np.ones(1), 1.0, *record) == 0
+    assert record[0][0] == math.inf
+    assert np.array_equal(params.flat, before)
+
+
 def test_the_loop_refuses_a_step_without_examples():
     trainer, data = bigram()
     with pytest.raises(ValueError, match="step 1 has no examples"):
