@@ -297,6 +297,16 @@ def test_the_bits_do_not_depend_on_the_threads(many_threads):
     assert len(found) == 1
 
 
+def test_a_norm_below_the_limit_is_left_alone():
+    trainer = make()
+    trainer.zero_grad()
+    trainer.forward(trainer.batch(DOCS[:4]))
+    trainer.backward()
+    before = trainer.model.grads.flat.copy()
+    assert 0.0 < trainer.clip_grad_norm(1e3) < 1e3
+    assert np.array_equal(trainer.model.grads.flat, before)
+
+
 @pytest.mark.parametrize("several, chosen", [(0.5, 4), (2.0, 1)])
 def test_fit_takes_as_many_threads_as_are_faster(several, chosen):
     """One thread first, a short trial of all of them, then what was faster, with a look at the other now and then."""
