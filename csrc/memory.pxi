@@ -38,11 +38,10 @@ cdef inline Py_ssize_t tiles(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
     return (n + size - 1) // size
 
 
-# One number for the process, set from fastloop/threads.py; 1 in a forked child, where libgomp would hang.
+# One number for the process, set from fastloop/config.py and run.py; 1 in a forked child, where libgomp would hang.
 cdef int max_threads = 1
 
-# Below this many floating-point operations to a thread, waking it costs more than it brings (measured, see
-# benchmarks/README.md).
+# Below this many floating-point operations to a thread, waking it costs more than it brings.
 cdef Py_ssize_t work_per_thread = 2000000
 
 

@@ -17,8 +17,7 @@ class DivergenceError(FastloopError, ArithmeticError):
     """The loss or the gradient norm is not finite; the parameters stay as they were before the step.
 
     Attributes: step (how many were taken before it; the message counts from 1), loss and norm (of that step), lr,
-    last_norms (up to five steps before),
-    history (of the run so far, or None when the moves were called by hand).
+    last_norms (up to five steps before), history (of the run so far, or None when the moves were called by hand).
     """
 
     def __init__(self, message, step, loss, norm, lr, last_norms=(), history=None):

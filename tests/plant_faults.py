@@ -9,7 +9,7 @@ and models alone.  The sound tree must pass first, or nothing that follows would
 Prints for every fault where it was planted and which test caught it; exit status 1 where fewer than 95 % were caught,
 2 where a fault no longer fits its file or the sound tree fails.  Needs gcc and Cython, and what the tests need.
 
-Takes about half an hour on one core of its own, an hour on a shared one; --quick a little less.
+A fault that survives takes all the tests; --quick leaves the others out.
 """
 
 import argparse
