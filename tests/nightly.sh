@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What takes too long for .ci/run.  On one core of an AMD EPYC (Zen 4) estimated at an hour to an hour and a half, most of
-# it fault tests in full; measured: AddressSanitizer and UBSan 2 minutes to build and 3 to run, ThreadSanitizer 3 and 1.
+# What takes too long for .ci/run.  On two cores of an AMD EPYC (Zen 4), shared with other work: AddressSanitizer and UBSan
+# 3 minutes, ThreadSanitizer half a minute; the fault tests in full an hour by estimate, not timed yet.
 #
 #   tests/nightly.sh [faults] [asan] [tsan]         which parts; all of them without arguments
 #
