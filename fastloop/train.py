@@ -215,6 +215,11 @@ def read_config(path):
             table = tomllib.load(file)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise errors.DataError(f"{path}: {error}") from None
+    return table_as_arguments(table, path)
+
+
+def table_as_arguments(table, path):
+    """The flags of the file at `path` as they would be typed; DataError for a key that is no flag."""
     arguments = []
     for key, value in table.items():
         flag = key.replace("_", "-")
@@ -502,17 +507,24 @@ def resumed_arguments(args, given):
         )
     _, meta = checkpoint.read(args.resume)
     try:
-        stored = meta["notes"]["arguments"]
-    except (KeyError, TypeError):
+        stored = dict(meta["notes"]["arguments"])
+    except (LookupError, TypeError, ValueError):
         raise errors.CheckpointError(f"{args.resume}: was not saved by this command; resume it from Python") from None
-    kept = {name: value for name, value in stored.items() if name.replace("_", "-") not in given}
-    # It may come from somebody else, so it does not choose which files are written, but for going on with itself.
+    # It may come from somebody else: it is read like a configuration, and does not choose which files are written, but
+    # for going on with itself.
+    given = {flag.replace("-", "_"): vars(args)[flag.replace("-", "_")] for flag in {*given, "config", "resume"}}
+    stored = {name: value for name, value in stored.items() if value is not None and name not in given}
     for flag in ("save", "export", "log", "plot", "tensorboard"):
-        path = kept.get(flag)
+        path = stored.get(flag)
         if path and not (flag == "save" and os.path.abspath(str(path)) == os.path.abspath(args.resume)):
             print(f"fastloop-train: not writing to {path} again; say --{flag} {path} to do so", file=sys.stderr)
-            kept[flag] = None
-    return argparse.Namespace(**{**vars(args), **kept, "resume": args.resume})
+            del stored[flag]
+    parser = make_parser()
+    parser.source = f"{args.resume}: "
+    stored = parser.parse_args(table_as_arguments(stored, args.resume))
+    if stored.epochs is not None:
+        stored.steps = None
+    return argparse.Namespace(**{**vars(stored), **given})
 
 
 def main(argv=None):

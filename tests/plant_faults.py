@@ -1,11 +1,12 @@
 """Plant faults in the kernels and in the Python modules, one at a time, and see that the tests notice.
 
-    python tests/plant_faults.py [--only csrc|fastloop] [--match TEXT] [--quick] [--jobs N]
+    python tests/plant_faults.py [--only csrc|fastloop|faults] [--match TEXT] [--quick] [--jobs N]
 
 Each fault is planted in a temporary copy of the tree: an old text, which must stand in its file exactly once, becomes a
 new one.  A fault in csrc/ is built for one instruction set (about 8 s).  Then the tests of tests/test_*.py run, those
 most likely to notice first, until one fails; a fault that only another instruction set has meets the tests of kernels
-and models alone.  The sound tree must pass first, or nothing that follows would mean anything.
+and models alone, and a third list of faults the one test in tests/faults/ that was written against its kind.
+The sound tree must pass first, or nothing that follows would mean anything.
 Prints for every fault where it was planted and which test caught it; exit status 1 where fewer than 95 % were caught,
 2 where a fault no longer fits its file or the sound tree fails.  Needs gcc and Cython, and what the tests need.
 
@@ -214,6 +215,7 @@ FASTLOOP = [
     ("trainer.py", "if arrays:\n", "if False:\n"),
     # a run: best so far, patience, resuming, pauses, Ctrl-C
     ("run.py", "if data.fingerprint() != self.fingerprint or ", "if "),
+    ("run.py", "if type(value) not in kinds or", "if"),
     ("run.py", "loss < self.best_loss - self.min_delta", "loss < self.best_loss"),
     ("run.py", "self.stale >= self.patience", "self.stale > self.patience"),
     ("run.py", "trainer.model.params.flat.copy()", "trainer.model.params.flat"),
@@ -262,6 +264,40 @@ FASTLOOP = [
     ("train.py", "return 130 if history.interrupted else 0", "return 0"),
     ("train.py", "first = len(text) - int(", "first = int("),
 ]
+
+# The test in tests/faults/ that must see it, alone; file, old, new.
+FAULTS = [
+    ("kill", "fastloop/checkpoint.py", "os.replace(temporary, path)",
+     "os.remove(temporary)\n        open(path, 'wb').write(b''.join(parts))"),
+    ("kill", "fastloop/checkpoint.py", "os.fsync(descriptor)", "pass"),
+    ("kill", "fastloop/checkpoint.py", "except BaseException as error:", "except OSError as error:"),
+    ("resume", "fastloop/trainer.py", "optimizer.t, trainer.steps, trainer.notes = t,",
+     "optimizer.t, trainer.steps, trainer.notes = t - 1,"),
+    ("resume", "fastloop/run.py", "setattr(run, name, meta[name])", "pass"),
+    ("resume", "fastloop/run.py", 'run.best_params = arrays.get("best_params")', "pass"),
+    ("resume", "fastloop/sampler.py", "self.seed, block]", "self.seed, block, id(self)]"),
+    ("signals", "fastloop/run.py", "CHUNK_SECONDS = 0.04", "CHUNK_SECONDS = 8.0"),
+    ("signals", "fastloop/run.py", "self.previous = signal.signal(signal.SIGINT, self.note)", "self.main = False"),
+    ("threads", "fastloop/config.py", "after_in_child=lambda: set_num_threads(1)", "after_in_child=lambda: None"),
+    ("threads", "csrc/head.pxi", "for c in range(chunks - 1):",
+     "for c in range(min(self.head_threads(), chunks) - 1):"),
+    ("nomemory", "csrc/memory.pxi", "if base == NULL:", "if False:"),
+    ("nomemory", "csrc/memory.pxi", "        cdef void *base", "        self.size = n\n        cdef void *base"),
+    ("overrun", "csrc/adam.pxi", "memcpy(last[1], param + i, left)", "memcpy(last[1], param + i, 64)"),
+    ("overrun", "csrc/adam.pxi", "memcpy(param + i, last[1], left)", "memcpy(param + i, last[1], 64)"),
+    ("overrun", "csrc/matmul.pxi", "memcpy(C + (i + r) * ldc, edge + 8 * r, columns * 8)",
+     "memcpy(C + (i + r) * ldc, edge + 8 * r, columns * 8 + 8)"),
+    ("overrun", "csrc/mlp.pxi", "layer.bias + j, outputs * 8)", "layer.bias + j, 64)"),
+    ("fuzz", "fastloop/checkpoint.py", "except Exception as error:", "except ValueError as error:"),
+    ("fuzz", "fastloop/train.py", "(errors.FastloopError, ValueError, OSError,", "(errors.FastloopError, OSError,"),
+    ("fuzz", "fastloop/train.py", "stored = parser.parse_args(table_as_arguments(stored, args.resume))",
+     "stored = argparse.Namespace(**{**vars(args), **stored})"),
+    ("environment", "csrc/core.pxi", "include \"memory.pxi\"",
+     'cdef extern from "fenv.h":\n    int fesetround(int)\nfesetround(0)\ninclude "memory.pxi"'),
+    ("long", "csrc/adam.pxi", "TINY = 1e-290", "TINY = 0.0"),
+]
+
+LISTS = {"csrc": CSRC, "fastloop": FASTLOOP, "faults": FAULTS}
 
 # The tests most likely to notice, by the name of the file without its ending; for others, test_<name>.py.
 MODELS = "gradients gpt mlp trainer numerics"
@@ -328,12 +364,17 @@ def only(tree, variant):
     (tree / "fastloop/_core/cpu.py").write_text(f"compiler = 'gcc'\n\n\ndef supported():\n    return [{variant!r}]\n")
 
 
-def first_failure(tree, likely, others=True):
+def likely(stem):
+    """The tests most likely to notice a fault in this file."""
+    return [f"test_{name}.py" for name in FIRST.get(stem, stem).split()]
+
+
+def first_failure(tree, tests, others=True):
     """Run the tests of these files, then all the others if asked for, until one fails; what failed, or None."""
     # At -O0 the examples take minutes, and they say little that the other tests do not.
     files = sorted(path.name for path in (tree / "tests").glob("test_*.py") if path.stem != "test_examples")
-    likely = [name for name in (f"test_{stem}.py" for stem in likely.split()) if name in files]
-    for names in (likely, [name for name in files if name not in likely] if others else []):
+    tests = [name for name in tests if (tree / "tests" / name).exists()]
+    for names in (tests, [name for name in files if name not in tests] if others else []):
         if names:
             pytest = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-rfE"]
             status, out = command(tree, *pytest, *(f"tests/{name}" for name in names), timeout=TIMEOUT)
@@ -352,7 +393,7 @@ def first_failure(tree, likely, others=True):
 
 def plant(sound, work, quick, number, fault):
     """Plant one fault in a copy of the sound tree, build, test; (caught by, seconds)."""
-    file, old, new, variant = fault
+    file, old, new, variant, test = fault
     began = time.perf_counter()
     tree = work / f"fault{number}"
     shutil.copytree(sound, tree)
@@ -362,7 +403,10 @@ def plant(sound, work, quick, number, fault):
     try:
         if file.startswith("csrc"):
             build(tree, variant, cythonize=path.suffix != ".h")
-        caught = first_failure(tree, FIRST.get(path.stem, path.stem), not quick and variant == usual_variant())
+        if test:
+            caught = first_failure(tree, [test], others=False)
+        else:
+            caught = first_failure(tree, likely(path.stem), not quick and variant == usual_variant())
     except RuntimeError as error:
         caught = None
         print(f"{file}: the fault does not compile, so it says nothing:\n{error}", file=sys.stderr)
@@ -370,9 +414,14 @@ def plant(sound, work, quick, number, fault):
     return caught, time.perf_counter() - began
 
 
+def list_of(fault):
+    """The name of the list that a fault is from."""
+    return "faults" if fault[4] else fault[0].split("/")[0]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("csrc", "fastloop"), help="faults of this folder only")
+    parser.add_argument("--only", choices=LISTS, help="faults of this list only")
     parser.add_argument("--match", default="", help="faults whose file or old text contains this")
     parser.add_argument("--quick", action="store_true", help="only the tests most likely to notice: a lower bound")
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time (default 1)")
@@ -381,15 +430,16 @@ def main():
     usual = usual_variant()
     from fastloop._core import cpu
 
-    faults = [(f"{folder}/{fault[0]}", fault[1], fault[2], fault[3] if len(fault) > 3 else usual)
-              for folder, planted in (("csrc", CSRC), ("fastloop", FASTLOOP)) for fault in planted]
+    faults = [(f"{folder}/{file}", old, new, isa[0] if isa else usual, None)
+              for folder in ("csrc", "fastloop") for file, old, new, *isa in LISTS[folder]]
+    faults += [(file, old, new, usual, f"faults/test_{name}.py") for name, file, old, new in FAULTS]
     stale = [(file, old) for file, old, *_ in faults if (ROOT / file).read_text().count(old) != 1]
     for file, old in stale:
         print(f"{file} holds {(ROOT / file).read_text().count(old)} times, instead of once: {old}", file=sys.stderr)
     if stale:
         return 2
     chosen = [fault for fault in faults if args.match in fault[0] + fault[1]
-              and fault[0].startswith(args.only or "") and fault[3] in cpu.supported()]
+              and args.only in (None, list_of(fault)) and fault[3] in cpu.supported()]
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
@@ -398,7 +448,9 @@ def main():
         for variant in sorted({fault[3] for fault in chosen}):
             build(sound, variant)
             only(sound, variant)
-            failed = first_failure(sound, FIRST["simd"], not args.quick and variant == usual)
+            others = not args.quick and variant == usual and args.only != "faults"
+            tests = {fault[4] for fault in chosen if fault[4]} if variant == usual else ()
+            failed = first_failure(sound, [*likely("simd"), *sorted(tests)], others)
             if failed:
                 print(f"the sound tree fails with {variant}: {failed}", file=sys.stderr)
                 return 2
@@ -407,7 +459,8 @@ def main():
         survivors = []
         with ThreadPoolExecutor(args.jobs) as pool:
             results = pool.map(lambda item: plant(sound, work, args.quick, *item), enumerate(chosen))
-            for (file, old, new, variant), (caught, seconds) in zip(chosen, results, strict=True):
+            for fault, (caught, seconds) in zip(chosen, results, strict=True):
+                file, old, new, variant, _ = fault
                 text = (ROOT / file).read_text()
                 line = text[: text.index(old)].count("\n") + 1
                 what = " ".join(f"{old!r} -> {new!r}".split())
@@ -415,18 +468,17 @@ def main():
                 row = f"{file}:{line}{isa}  {what}\n    {caught or 'SURVIVED'}  {seconds:.0f} s"
                 print(row, flush=True)
                 if not caught:
-                    survivors.append(row)
+                    survivors.append((list_of(fault), row))
 
-    share = 1.0 - len(survivors) / max(len(chosen), 1)
-    for folder in ("csrc", "fastloop"):
-        planted = sum(fault[0].startswith(folder) for fault in chosen)
-        missed = sum(row.startswith(folder) for row in survivors)
+    for name in LISTS:
+        planted = sum(list_of(fault) == name for fault in chosen)
+        missed = sum(of == name for of, _ in survivors)
         if planted:
-            print(f"{folder}: {planted - missed} of {planted} faults caught, {1 - missed / planted:.1%}")
+            print(f"{name}: {planted - missed} of {planted} faults caught, {1 - missed / planted:.1%}")
     if len(chosen) < len(faults):
         print(f"{len(faults) - len(chosen)} faults were not planted (--only, --match, or not this CPU's)")
-    print(f"{time.perf_counter() - began:.0f} s; survivors:", *survivors or ["none"], sep="\n")
-    return 0 if share >= ENOUGH else 1
+    print(f"{time.perf_counter() - began:.0f} s; survivors:", *[row for _, row in survivors] or ["none"], sep="\n")
+    return 0 if len(survivors) <= (1.0 - ENOUGH) * len(chosen) else 1
 
 
 if __name__ == "__main__":

@@ -215,6 +215,30 @@ def test_a_file_that_describes_something_else_is_refused(tmp_path):
             fl.Trainer.load(path)
 
 
+COUNT, INDEX = (2.5, "2", True, 0, -1, None, {}), (-1, 0.0, False, None)
+WRONG = {
+    "steps": COUNT, "n_examples": COUNT, "batch_size": COUNT, "accumulate": COUNT, "eval_every": COUNT,
+    "seed": INDEX, "fingerprint": INDEX, "start": INDEX, "stale": INDEX,
+    "patience": [0, 1.0, "1"], "best_step": [-1, 3.0], "best_loss": ["1", True], "tol": ["1", False],
+    "min_delta": [None, "0", True], "epochs": [1, None], "restore_best": [0, "yes"], "order": ["none", None, 1],
+}
+
+
+def test_a_run_of_wrong_settings_is_refused(tmp_path):
+    path = tmp_path / "run.npz"
+    trainer = make()
+    fit(trainer)
+    trainer.save(path)
+    arrays, meta = checkpoint.read(path)
+    del meta["format"]
+    assert WRONG.keys() | {"history"} == meta["run"].keys()
+    for name, values in WRONG.items():
+        for value in values:
+            checkpoint.write(path, arrays, {**meta, "run": {**meta["run"], name: value}})
+            with pytest.raises(fl.CheckpointError, match=f"{name} = "):
+                fl.Trainer.load(path)
+
+
 @pytest.mark.parametrize("model", [lambda: fl.BigramLM(5, n_embd=4), lambda: fl.GPT(5, n_embd=8, n_head=2, n_layer=2)])
 def test_safetensors_there_and_back(model, tmp_path):
     numpy = pytest.importorskip("safetensors.numpy", reason="the extra safetensors is not installed")

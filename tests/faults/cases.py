@@ -28,7 +28,7 @@ TARGETS, CLASSES = X[:, :2] * X[:, 1:], RNG.integers(3, size=30)
 MODELS = {
     "bigram": (lambda: fl.BigramLM(TOK.vocab_size, n_embd=5), (DOCS,)),
     "bigram-text": (lambda: fl.BigramLM(TOK.vocab_size, n_embd=4, block_size=6), (TEXT,)),
-    "gpt": (lambda: fl.GPT(TOK.vocab_size, n_embd=8, n_head=2, n_layer=2, block_size=12), (DOCS,)),
+    "gpt": (lambda: fl.GPT(TOK.vocab_size, n_embd=10, n_head=2, n_layer=2, block_size=12), (DOCS,)),
     "gpt-text": (lambda: fl.GPT(TOK.vocab_size, n_embd=8, n_head=2, block_size=12), (TEXT,)),
     "linear": (lambda: fl.LinearRegression(3, 2), (X, TARGETS)),
     "softmax": (lambda: fl.SoftmaxRegression(3, 3), (X, CLASSES)),

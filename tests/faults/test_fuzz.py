@@ -203,6 +203,30 @@ def test_descriptions_changed(data, tmp_path):
     load(path)
 
 
+@functools.cache
+def saved_by_the_command():
+    with tempfile.TemporaryDirectory() as folder:
+        assert train.main([*QUICK, "--quiet", f"--save={folder}/run.npz"]) == 0
+        return Path(folder, "run.npz").read_bytes()
+
+
+# Not the files, of which the command says that it does not write them again.
+STORED = st.one_of(st.sampled_from(list(train.ALL_FLAGS)), st.text(max_size=3)).filter(
+    lambda flag: flag not in train.FLAGS["files"]
+).map(lambda flag: flag.replace("-", "_"))
+
+
+@given(changes=st.dictionaries(STORED, JSON, min_size=1, max_size=2))
+def test_stored_arguments_changed(changes, command, tmp_path):
+    path = tmp_path / "run.npz"
+    path.write_bytes(saved_by_the_command())
+    arrays, meta = checkpoint.read(path)
+    meta["notes"]["arguments"] |= {"save": None, **changes}
+    del meta["format"]
+    checkpoint.write(path, arrays, meta)
+    command("--resume=run.npz")
+
+
 ARRAYS = st.sampled_from([
     np.zeros(0), np.zeros(3), np.zeros((2, 3)), np.full((24, 5), np.nan), np.zeros(()), np.zeros(5, "S3"),
     np.zeros((24, 5), np.float32), np.zeros((24, 5), np.complex128), np.zeros((24, 5), "U2"), np.zeros(5, bool),
