@@ -133,7 +133,6 @@ class Run:
                         seconds=before - began + (after - before) / count * np.arange(1, taken + 1),
                     )
                     if taken < count:
-                        trainer.zero_grad()
                         history.stop_reason = "diverged"
                         trainer.diverged(losses[taken], norms[taken], lrs[taken], history.norm[-5:].tolist(), history)
                     chunk = max(1, int(count * CHUNK_SECONDS / max(after - chunk_began, 1e-9)))

@@ -133,7 +133,6 @@ CSRC = [
     ("arrays.pxi", "if classes[i] < 0:", "if False:"),
     # memory and threads
     ("memory.pxi", "if n > (<Py_ssize_t>1 << 58):", "if False:"),
-    ("memory.pxi", "if base == NULL:", "if False:"),
     ("memory.pxi", "if n <= self.size:", "if n <= self.size + 8:"),
     # vectors: digits, NaN, the ends of the range, what only one instruction set has
     ("simd.h", "0x1.5555555553d63p-5", "0x1.5555556553d63p-5"),
@@ -222,7 +221,7 @@ FASTLOOP = [
     ("run.py", "count = min([count, *(n - done % n for n in pauses)])", "pass"),
     ("run.py", 'history.interrupted = "interrupted", True', 'history.interrupted = "interrupted", False'),
     ("run.py", "losses[-2 * n : -n].mean()", "losses[:-n].mean()"),
-    ("run.py", "if taken < count:\n                        trainer.zero_grad()", "if taken < count:"),
+    ("run.py", "if taken < count:", "if False:"),
     ("run.py", "self.best_params is not None and not history.interrupted:", "self.best_params is not None:"),
     # checkpoint files
     ("checkpoint.py", "os.fsync(file.fileno())", "pass"),
@@ -276,7 +275,7 @@ FAULTS = [
     ("resume", "fastloop/run.py", "setattr(run, name, meta[name])", "pass"),
     ("resume", "fastloop/run.py", 'run.best_params = arrays.get("best_params")', "pass"),
     ("resume", "fastloop/sampler.py", "self.seed, block]", "self.seed, block, id(self)]"),
-    ("signals", "fastloop/run.py", "CHUNK_SECONDS = 0.04", "CHUNK_SECONDS = 8.0"),
+    ("signals", "fastloop/run.py", "CHUNK_SECONDS = 0.04", "CHUNK_SECONDS = 40.0"),
     ("signals", "fastloop/run.py", "self.previous = signal.signal(signal.SIGINT, self.note)", "self.main = False"),
     ("threads", "fastloop/config.py", "after_in_child=lambda: set_num_threads(1)", "after_in_child=lambda: None"),
     ("threads", "csrc/head.pxi", "for c in range(chunks - 1):",
