@@ -162,6 +162,22 @@ def test_clipping_at_every_step():
     assert numbers["median_norm"] > 0.1
 
 
+@pytest.mark.parametrize(("share", "found"), [(1.0, {"clipping"}), (0.96, {"clipping"}), (0.9, set())])
+def test_clipping_at_most_steps(share, found):
+    history = fl.History()
+    for i in range(200):
+        history.append(3.0 - 0.01 * i, 0.1, 1.0, clipped=i < 200 * share)
+    assert names(diagnose(history)) == found
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(np.nan, 1.0), (2.0, np.inf)])
+def test_a_loop_that_goes_on_after_what_is_not_finite(loss, norm):
+    history = fl.History()
+    for i in range(200):
+        history.append(*((loss, 0.1, norm) if i == 150 else (3.0 - 0.01 * i, 0.1, 1.0)))
+    assert the(diagnose(history), "diverging")["step"] == 151
+
+
 def test_exploding_gradients():
     """One row of X that is 10,000 times too large, reached after some steps."""
     rng = np.random.default_rng(0)

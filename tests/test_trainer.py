@@ -475,6 +475,32 @@ def test_early_stopping_restores_the_best():
     assert trainer.evaluate(DOCS[1000:1200]) == losses[best]
 
 
+def test_gains_below_min_delta_do_not_count():
+    trainer = make(schedule=fl.schedules.constant())
+    history = trainer.fit(DOCS[:20], steps=1000, validation=DOCS[:20], eval_every=1, patience=3, min_delta=10.0)
+    losses = [loss for _, loss in history.evaluations]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 4
+    assert (trainer.best_step, trainer.best_loss) == (1, losses[0])
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+def test_an_interrupted_run_keeps_its_last_parameters_to_go_on_from():
+    class Press:
+        def on_evaluate(self, trainer, step, loss):
+            self.params = trainer.model.params.flat.copy()
+            if step == 4:
+                signal.raise_signal(signal.SIGINT)
+
+    press, trainer = Press(), make()
+    history = trainer.fit(
+        DOCS[:20], steps=9, validation=DOCS[:20], eval_every=2, min_delta=10.0, restore_best=True, callbacks=[press]
+    )
+    assert history.interrupted
+    assert (trainer.steps, trainer.best_step) == (4, 2)
+    assert np.array_equal(trainer.model.params.flat, press.params)
+
+
 def test_tol_stops_when_an_epoch_brings_no_more():
     trainer = make(lr=0.01, schedule=fl.schedules.constant())
     history = trainer.fit(DOCS[:40], epochs=10**6, batch_size=40, tol=1e-3)
