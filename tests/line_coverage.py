@@ -102,7 +102,9 @@ def main():
         os.environ["COVERAGE_FILE"] = str(tree / ".coverage")       # for tests' own processes, in other folders
         only(tree, args.isa)
         build(tree, args.isa, options=["-O0", "--coverage", "-fprofile-update=atomic"])
-        run = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "-p", "no:cacheprovider", *pytest]
+        # At -O0 the examples take minutes.
+        left_out = "--ignore=tests/test_examples.py"
+        run = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "-p", "no:cacheprovider", left_out, *pytest]
         status, out = command(tree, *run)
         print("".join(out.splitlines(True)[-15:]))
         report(f"kernels ({args.isa})", kernel_counts(tree, args.isa))

@@ -119,6 +119,19 @@ def test_loss_gradients_and_logits_are_the_twins(D, n_layer, n_head, T, V, lengt
     np.testing.assert_allclose(logits, twin.logits, rtol=0, atol=1e-12 * np.abs(twin.logits).max())
 
 
+def test_fifty_steps_follow_the_twin():
+    net, batch = Net(8, 8, 2, 2), make_batch(make_data(RAGGED, 8))
+    twin = net.twin()
+    for _ in range(50):
+        loss, _ = net.pass_(batch)
+        net.loop.step(0.01)
+        twin.zero_grad()
+        assert loss == pytest.approx(twin.forward(*arrays(batch)), rel=1e-11)
+        twin.backward()
+        twin.step(lr=0.01)
+    np.testing.assert_allclose(net.params, twin.params, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("D", [16, 32])
 def test_200_steps_follow_autograd(D):
     torch = pytest.importorskip("torch", reason="compared with torch's float64 autograd, and torch is not installed")

@@ -61,6 +61,19 @@ def test_first_step_of_a_line_worked(by_hand):
     assert model.params.flat == pytest.approx([28 / 15, 0.8], rel=1e-15)
 
 
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_a_hundred_steps_follow_the_twin(loss):
+    model = fl.MLP([5, 9, 4], "tanh", loss)
+    step, (X, y) = twin(model, 20), arrays(model, 20)
+    history = fl.Trainer(model, fl.Adam(lr=0.01)).fit(X, y, steps=100, batch_size=20)
+    for expected in history.loss:
+        step.zero_grad()
+        assert step.forward(X, y) == pytest.approx(expected, rel=1e-12)
+        step.backward()
+        step.step(lr=0.01)
+    np.testing.assert_allclose(model.params.flat, step.params, rtol=0, atol=1e-12)
+
+
 def test_a_line_is_fitted_and_a_large_lr_diverges():
     X = np.linspace(-5.0, 5.0, 20)
     model = fl.LinearRegression(1)
