@@ -38,29 +38,51 @@ cdef inline Py_ssize_t tiles(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
     return (n + size - 1) // size
 
 
-# One number for the process, set from fastloop/config.py and run.py; 1 in a forked child, where libgomp would hang.
-cdef int max_threads = 1
-
 # Below this many floating-point operations to a thread, waking it costs more than it brings.
 cdef Py_ssize_t work_per_thread = 2000000
 
 
 cdef extern from *:
     """
+    #include <limits.h>
+
     #ifdef _OPENMP
     #define FL_OPENMP 1
     #else
     #define FL_OPENMP 0
     #endif
+
+    #ifdef _MSC_VER
+    #define FL_THREAD_LOCAL __declspec(thread)
+    #define FL_LOAD(x) (x)
+    #define FL_STORE(x, value) ((x) = (value))
+    #else
+    #define FL_THREAD_LOCAL __thread
+    #define FL_LOAD(x) __atomic_load_n(&(x), __ATOMIC_RELAXED)
+    #define FL_STORE(x, value) __atomic_store_n(&(x), value, __ATOMIC_RELAXED)
+    #endif
+
+    /* The most threads: of the process, set from config.py (1 in a forked child, where libgomp would hang), and of what
+       one of its Python threads calls, set from run.py.  Others may be training while either changes. */
+    static int fl_max_threads = 1;
+    static FL_THREAD_LOCAL int fl_own_threads = INT_MAX;
     """
     const bint FL_OPENMP
+    int fl_max_threads, fl_own_threads
+    int FL_LOAD(int x) nogil
+    void FL_STORE(int x, int value) nogil
 
 openmp = FL_OPENMP
 
 
 def set_max_threads(int n):
-    global max_threads
-    max_threads = n
+    FL_STORE(fl_max_threads, n)
+
+
+def set_own_threads(int n):
+    """The same for the calling Python thread alone; the smaller of the two holds."""
+    global fl_own_threads
+    fl_own_threads = n
 
 
 def set_work_per_thread(Py_ssize_t n):
@@ -75,9 +97,7 @@ def set_work_per_thread(Py_ssize_t n):
 cdef inline int threads_for(Py_ssize_t work) noexcept nogil:
     """How many threads `work` floating-point operations are worth."""
     cdef Py_ssize_t n = work // work_per_thread
-    if n > max_threads:
-        n = max_threads
-    return <int>n if n > 1 else 1
+    return <int>min(n, FL_LOAD(fl_max_threads), fl_own_threads) if n > 1 else 1
 
 
 cdef inline int threads_in_pass(Py_ssize_t work) noexcept nogil:

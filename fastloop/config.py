@@ -7,6 +7,8 @@ import numpy as np
 
 from . import _core
 
+MAX_THREADS = 1024
+
 
 def get_num_threads():
     """The most threads that a step may use."""
@@ -18,8 +20,8 @@ def set_num_threads(n):
     global _num_threads
     if not isinstance(n, int) or isinstance(n, bool):
         raise TypeError(f"the number of threads must be an int, got {n!r}")
-    if not 1 <= n <= 1024:
-        raise ValueError(f"the number of threads must be from 1 to 1024, got {n}")
+    if not 1 <= n <= MAX_THREADS:
+        raise ValueError(f"the number of threads must be from 1 to {MAX_THREADS}, got {n}")
     _num_threads = n
     _core.variant.set_max_threads(n)
 
@@ -28,7 +30,7 @@ def _default_threads():
     """FASTLOOP_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs this process may run on."""
     for name in ("FASTLOOP_NUM_THREADS", "OMP_NUM_THREADS"):
         value = os.environ.get(name, "")
-        if value.isdecimal() and 1 <= int(value) <= 1024:
+        if value.isdecimal() and 1 <= int(value) <= MAX_THREADS:
             return int(value)
     try:
         return len(os.sched_getaffinity(0))

@@ -14,7 +14,7 @@ from math import inf
 import numpy as np
 
 from . import _core
-from .config import get_num_threads
+from .config import MAX_THREADS, get_num_threads
 from .errors import CheckpointError
 from .history import History
 from .sampler import Sampler
@@ -209,7 +209,8 @@ class Pace:
     """How many threads a chunk takes: one, or as many as are set where that has been faster; the bits are the same.
 
     A thread that waits for another which gets no CPU makes a step several times as long, so on a busy machine one is
-    better than two.  The second chunk and then every TRIAL-th are short and try the other number.
+    better than two.  The second chunk and then every TRIAL-th are short and try the other number.  What other Python
+    threads use is left alone.
     """
 
     TRIAL = 16
@@ -222,7 +223,7 @@ class Pace:
         return self
 
     def __exit__(self, *exception):
-        _core.variant.set_max_threads(get_num_threads())
+        _core.variant.set_own_threads(MAX_THREADS)
 
     def choose(self, count):
         """(threads, steps) of the next chunk, of at most `count` steps."""
@@ -232,7 +233,7 @@ class Pace:
         threads = most if self.seconds.get(most, inf) < 0.95 * self.seconds.get(1, inf) else 1
         if self.chunks == 2 or self.chunks % self.TRIAL == 0:
             threads, count = most + 1 - threads, max(1, count // 8)
-        _core.variant.set_max_threads(threads)
+        _core.variant.set_own_threads(threads)
         return threads, count
 
     def note(self, threads, seconds, predictions):

@@ -328,15 +328,16 @@ def test_fit_takes_as_many_threads_as_are_faster(several, chosen):
 
 def test_fit_leaves_the_number_of_threads_as_it_was(monkeypatch):
     calls = []
-    monkeypatch.setattr(fl._core.variant, "set_max_threads", calls.append)
     fl.set_num_threads(3)
+    monkeypatch.setattr(fl._core.variant, "set_max_threads", None)
+    monkeypatch.setattr(fl._core.variant, "set_own_threads", calls.append)
     try:
         make().fit(DOCS, steps=3000)
     finally:
         monkeypatch.undo()
         fl.set_num_threads(fl.config._default_threads())
-    assert {1, 3} == set(calls)
-    assert calls[-1] == 3
+    assert {1, 3} == set(calls[:-1])
+    assert calls[-1] == fl.config.MAX_THREADS
 
 
 def test_two_trainers_in_two_threads_give_the_bits_of_one_after_the_other():
