@@ -33,14 +33,14 @@ cdef class Optimizer:
         self.memory.reserve(self.count * ((sizeof(Segment) + sizeof(Py_buffer)) // 8))
         self.segments = <Segment *>self.memory.data
         self.views = <Py_buffer *>(self.segments + self.count)
-        self.shapes = [params[i].shape for i in range(self.count)]
-        params = [params[i].reshape(-1) for i in range(self.count)]
+        self.shapes = [None] * self.count
         for i in range(self.count):
             s = &self.segments[i]
-            array = params[i]
+            self.shapes[i] = params[i].shape
+            array = params[i].reshape(-1)
             s.n, s.decay = array.shape[0], decays[i]
             self.partial.reserve(s.n // NORM_BLOCK + 1)
-            s.param = self.pointer(params[i], s.n)
+            s.param = self.pointer(array, s.n)
             for j in range(len(states[i])):
                 s.state[j] = self.pointer(states[i][j], s.n)
             if grads is not None:

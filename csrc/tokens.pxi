@@ -121,8 +121,10 @@ cdef class TokenBatch(Batch):
         """Copies of (inputs, targets, positions, weights), each (N,), as lists."""
         cdef Py_ssize_t n
         cdef Tokens b = self.tokens
-        return ([b.inputs[n] for n in range(b.N)], [b.targets[n] for n in range(b.N)],
-                [b.positions[n] for n in range(b.N)], [b.weights[n] for n in range(b.N)])
+        inputs, targets, positions, weights = [0] * b.N, [0] * b.N, [0] * b.N, [0.0] * b.N
+        for n in range(b.N):
+            inputs[n], targets[n], positions[n], weights[n] = b.inputs[n], b.targets[n], b.positions[n], b.weights[n]
+        return inputs, targets, positions, weights
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
         cdef Py_ssize_t n = round8(examples * self.data.longest)

@@ -41,7 +41,7 @@ class CharTokenizer:
         codes = _code_points(self.chars)
         # From code point to id, -1 where unseen.  The entry past the largest code stands for all that are larger.
         self._table = np.full(int(codes[-1]) + 2, -1, dtype=np.int32)
-        self._table[codes] = np.arange(self.bos, dtype=np.int32)
+        self._table.put(codes, np.arange(self.bos))
 
     def encode(self, text):
         """The ids of `text`, a list of int, without BOS.  Raises DataError at an unseen character."""
