@@ -35,7 +35,8 @@ for part in $parts; do
             export PYTHONPATH=$PWD PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1
             LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
                 python -m pytest -p no:cacheprovider -k "$SLOW" tests/test_{kernels,numerics,optim,gpt,mlp,gradients}.py \
-                tests/test_{trainer,checkpoint,data,tokenizer,lr_find,gradcheck}.py tests/faults/test_threads.py
+                tests/test_{trainer,checkpoint,data,tokenizer,lr_find,gradcheck}.py \
+                tests/faults/test_{threads,nomemory}.py
         )
         rm -rf "$work/src"
         ;;

@@ -171,5 +171,7 @@ def test_a_trainer_made_fitted_and_loaded(model, tmp_path):
         ends = every_point(call, check, stride // 10 if cases.NIGHTLY else stride)
         print(f"{model} {name}: {dict(ends)}")
         assert ends[MEMORY] > 10
-        assert ends[BROKEN] == 0, ends
-        assert ends[SUCCESS] + ends[MEMORY] + ends[OTHER] >= 0.98 * ends.total(), ends
+        crashed = {end: count for end, count in ends.items() if end not in (SUCCESS, MEMORY, OTHER)}
+        # AddressSanitizer, which sees into compiled code of this package only, would end a child with status 1.
+        assert all(str(end).startswith("signal") for end in crashed), ends
+        assert sum(crashed.values()) <= 0.02 * ends.total(), ends
