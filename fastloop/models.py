@@ -115,6 +115,8 @@ class LanguageModel(Model):
 
         length: for a model that learnt a text in windows, the tokens to add to the prompt (without one, to a line end).
         There is no BOS then, and where the window is full the model goes on from its second half.
+
+        Raises FloatingPointError where the logits are not finite, as those of a model that diverged.
         """
         if isinstance(n, bool) or not hasattr(n, "__index__") or n < 0:
             raise ValueError(f"n = {n!r} must be an int of at least 0")
@@ -179,10 +181,13 @@ class LanguageModel(Model):
 
 def sample(logits, u, temperature=1.0, top_k=None, top_p=None):
     """The ids (B,) that numbers u (B,), uniform in [0, 1), choose from logits (B, V); see LanguageModel.generate."""
+    largest = logits.max(axis=1, keepdims=True)
+    if not np.isfinite(largest).all():
+        raise FloatingPointError("the model's logits are not finite: there is nothing to sample from")
     if temperature == 0.0:
         return logits.argmax(axis=1)
     with np.errstate(over="ignore"):        # at the smallest temperatures -inf, whose exp is the 0 that is meant
-        p = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
+        p = np.exp((logits - largest) / temperature)
     if top_k is None and top_p is None:
         return sample_from(p, u)
     order = np.argsort(-p, axis=1, kind="stable")[:, :top_k]
@@ -218,8 +223,9 @@ class BigramLM(LanguageModel):
         return _core.variant.Bigram(self.params.flat, self.grads.flat, self.vocab_size, self.n_embd, self.block_size)
 
     def next_logits(self, tokens, position):
-        x = self.params["wte"][tokens] + self.params["wpe"][position]
-        return (self.params["lm_head"] @ x[:, :, None])[:, :, 0]        # a product for each row: see its bits
+        with np.errstate(over="ignore", invalid="ignore"):      # `sample` looks
+            x = self.params["wte"][tokens] + self.params["wpe"][position]
+            return (self.params["lm_head"] @ x[:, :, None])[:, :, 0]    # a product for each row: see its bits
 
 
 class GPT(LanguageModel):

@@ -161,7 +161,7 @@ class Run:
         """Evaluate, note whether it is the best so far, and stop where patience is at its end."""
         loss, done = trainer.evaluate(validation), trainer.steps - self.start
         self.history.evaluations.append((done, loss))
-        if self.best_loss is None or loss < self.best_loss - self.min_delta:
+        if loss < (inf if self.best_loss is None else self.best_loss - self.min_delta):     # NaN never is
             self.best_loss, self.best_step, self.stale = loss, done, 0
             if self.restore_best:
                 self.best_params = trainer.model.params.flat.copy()

@@ -1,6 +1,7 @@
 """The command `python -m fastloop.train`: reads arguments, prints what happens.  No training logic lives here."""
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -401,8 +402,9 @@ def run(args, given):
         say("best", f"validation {trainer.best_loss:.4f} after step {trainer.best_step:,}{restored}")
     if history.interrupted:             # whoever pressed Ctrl-C does not wait for an evaluation
         print(f"{'loss':12}{history.mean_loss():.4f}, the mean of the last {min(len(history), 100)} steps")
-    else:
-        evaluate(trainer, train_data, val_data, say)
+    elif not math.isfinite(evaluate(trainer, train_data, val_data, say)):
+        show(trainer, args, baseline)
+        raise FloatingPointError("the loss is no longer finite: the last steps led too far; try a smaller --lr")
     say("time", f"{seconds:.3f} s" + (f", {seconds / steps * 1e6:.1f} us a step" if steps else ""))
     for sample in model.generate(tok, args.sample, seed=args.seed, **options):
         print(as_sample(sample))
@@ -413,6 +415,7 @@ def run(args, given):
 
 
 def evaluate(trainer, train_data, val_data, say):
+    """Print the losses on the data; returns the one on the training data."""
     train_loss = trainer.evaluate(train_data)
     losses = f"train {train_loss:.4f}"
     if val_data is not None:
@@ -421,6 +424,7 @@ def evaluate(trainer, train_data, val_data, say):
     print(f"{'loss':12}{losses} nats per token")
     if val_data is not None:
         say("gap", f"{round(val_loss - train_loss, 4) + 0.0:+.4f} from train to validation")
+    return train_loss
 
 
 def check_outputs(args):
@@ -538,7 +542,7 @@ def main(argv=None):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # or Python complains at exit
         return 141
-    except errors.DivergenceError as error:
+    except (errors.DivergenceError, FloatingPointError) as error:
         return complain(prog, error, 1)
     except (errors.FastloopError, ValueError, OSError, LookupError, OverflowError, MemoryError, ImportError) as error:
         return complain(prog, error, 2)

@@ -215,7 +215,7 @@ FASTLOOP = [
     # a run: best so far, patience, resuming, pauses, Ctrl-C
     ("run.py", "if data.fingerprint() != self.fingerprint or ", "if "),
     ("run.py", "if type(value) not in kinds or", "if"),
-    ("run.py", "loss < self.best_loss - self.min_delta", "loss < self.best_loss"),
+    ("run.py", "else self.best_loss - self.min_delta", "else self.best_loss"),
     ("run.py", "self.stale >= self.patience", "self.stale > self.patience"),
     ("run.py", "trainer.model.params.flat.copy()", "trainer.model.params.flat"),
     ("run.py", "count = min([count, *(n - done % n for n in pauses)])", "pass"),

@@ -298,6 +298,16 @@ def test_a_diverged_run_is_diagnosed_and_logged(tmp_path):
     assert '"stop_reason": "diverged"' in last
 
 
+def test_a_run_whose_last_step_led_too_far_ends_with_1(tmp_path):
+    done = run("--steps", 2, "--lr-end", 1e308, "--diagnose", "--sample", 3, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "the loss is no longer finite" in done.stderr
+    assert "train nan" in done.stdout
+    assert "\ndiagnosis" in done.stdout
+    assert "sample" not in done.stdout.split("loss        train")[1]
+
+
 def test_what_stopped_a_run_and_what_was_best_is_said(tmp_path):
     flags = ["--patience", 3, "--eval-every", 50, "--restore-best", "--steps", 5000, "--lr", 0.05]
     done = run(*flags, "--log-every", 1000, cwd=tmp_path)

@@ -827,6 +827,35 @@ def test_what_has_no_probability_is_never_sampled():
     assert sample(logits, np.array([0.0, np.nextafter(1.0, 0.0), 0.0]), temperature=0.8).tolist() == [1, 1, 2]
 
 
+@pytest.mark.parametrize("model, value", [
+    (fl.BigramLM, np.nan), (fl.BigramLM, np.inf), (fl.BigramLM, 1e300), (fl.GPT, np.nan), (fl.GPT, np.inf),
+])
+def test_nothing_is_sampled_from_logits_that_are_not_finite(model, value):
+    model = model(TOK.vocab_size)
+    model.params.flat[:] = value
+    for temperature in (0.0, 0.8):
+        with pytest.raises(FloatingPointError, match="logits are not finite"):
+            model.generate(TOK, 3, temperature=temperature)
+
+
+def test_an_evaluation_that_is_not_finite_is_never_the_best():
+    class Spoil:
+        def on_evaluate(self, trainer, step, loss):
+            if step == 1:
+                trainer.model.params.flat[:] = self.kept
+
+    spoil, trainer = Spoil(), make()
+    spoil.kept = trainer.model.params.flat.copy()
+    validation = [doc for doc in DOCS if "z" in doc][:5]
+    trainer.model.params["wte"][TOK.encode("z")] = np.nan
+    history = trainer.fit(
+        [doc for doc in DOCS if "z" not in doc][:20], steps=3, validation=validation, eval_every=1, callbacks=[spoil]
+    )
+    assert np.isnan(history.evaluations[0][1])
+    assert trainer.best_step in (2, 3)
+    assert np.isfinite(trainer.best_loss)
+
+
 def test_a_prompt_begins_every_document():
     model = make().model
     names = model.generate(TOK, 20, seed=1, prompt="an")

@@ -13,7 +13,7 @@ from pathlib import Path
 import cases
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import fastloop as fl
@@ -72,6 +72,7 @@ FLAGS = st.one_of(
 SLOW = re.compile(r"--(steps|epochs|batch-size)=\+?\d{3}")      # nothing wrong with these, but they take their time
 
 
+@example(arguments=["--lr-end=1e308"])        # the parameters stay finite, the logits do not
 @given(arguments=st.lists(FLAGS, min_size=1, max_size=6))
 def test_random_command_lines(arguments, command):
     if any(SLOW.match(argument) for argument in arguments):
