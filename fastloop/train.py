@@ -38,6 +38,15 @@ ELSEWHERE = {
 class Parser(argparse.ArgumentParser):
     source = ""         # the file that the arguments come from
 
+    def parse_args(self, args=None, namespace=None):
+        found = super().parse_args(args, namespace)
+        for name, value in vars(found).items():
+            flag = name.replace("_", "-")
+            # [] is what some versions of argparse make of --save=--; an empty variable of a script gives "".
+            if value == [] or (value == "" and flag in FLAGS["files"]):
+                self.error(f"argument --{flag}: expected one argument")
+        return found
+
     def error(self, message):
         if message.startswith("unrecognized arguments: -"):
             flag = re.split("[ =]", message.removeprefix("unrecognized arguments: "))[0]

@@ -72,6 +72,8 @@ FLAGS = st.one_of(
 SLOW = re.compile(r"--(steps|epochs|batch-size)=\+?\d{3}")      # nothing wrong with these, but they take their time
 
 
+@example(arguments=["--export=--"])
+@example(arguments=["--export="])
 @example(arguments=["--lr-end=1e308"])        # the parameters stay finite, the logits do not
 @given(arguments=st.lists(FLAGS, min_size=1, max_size=6))
 def test_random_command_lines(arguments, command):
