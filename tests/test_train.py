@@ -87,7 +87,6 @@ BAD = [
     (["--n-embd", "10000000000000"], ""),
     (["--block-size", "-1"], "--block-size: -1"),
     (["--resume="], "argument --resume: expected one argument"),
-    (["--save=--"], "--save"),
     (["--lr", "nan"], "lr = nan"),
     (["--lr", "-1"], "lr = -1"),
     (["--beta1", "1"], "betas[0] = 1.0"),
