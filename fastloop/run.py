@@ -108,7 +108,7 @@ class Run:
         trainer.stop_reason = history.stop_reason = None
         with Ending(trainer, callbacks):
             call(callbacks, "on_start", trainer)
-            with Interrupt() as interrupt, Pace() as pace:
+            with Interrupt() as interrupt, trainer._paces[self.batch_size * self.accumulate] as pace:
                 while (done := trainer.steps - self.start) < self.steps and trainer.stop_reason is None:
                     chunk_began = time.perf_counter()
                     count = 1 if every_step or (done == 0 and any(cadences)) else min(chunk, self.steps - done)
@@ -209,15 +209,18 @@ class Pace:
     """How many threads a chunk takes: one, or as many as are set where that has been faster; the bits are the same.
 
     A thread that waits for another which gets no CPU makes a step several times as long, so on a busy machine one is
-    better than two.  The second chunk and then every TRIAL-th are short and try the other number.  What other Python
-    threads use is left alone.
+    better than two.  The second chunk, the third and then two in every TRIAL are short and try the other number: one to
+    wake the threads, which takes its time, one to measure.  What other Python threads use is left alone.
+
+    A trainer keeps one for each number of examples to a step, so that many short fits learn from each other.
     """
 
-    TRIAL = 16
+    TRIAL = 32
 
     def __init__(self):
         self.seconds = {}       # by number of threads, what a prediction took the last time
         self.chunks = 0
+        self.before = None      # the threads of the chunk before
 
     def __enter__(self):
         return self
@@ -231,15 +234,16 @@ class Pace:
         if most == 1:
             return 1, count
         threads = most if self.seconds.get(most, inf) < 0.95 * self.seconds.get(1, inf) else 1
-        if self.chunks == 2 or self.chunks % self.TRIAL == 0:
+        if self.chunks % self.TRIAL in (2, 3):
             threads, count = most + 1 - threads, max(1, count // 8)
         _core.variant.set_own_threads(threads)
         return threads, count
 
     def note(self, threads, seconds, predictions):
         """What that chunk took."""
-        if predictions:
+        if predictions and self.before in (None, threads):
             self.seconds[threads] = seconds / predictions
+        self.before = threads
 
 
 class Ending:

@@ -5,6 +5,7 @@ of the moves, the guard against divergence, and what is saved; the loop around t
 """
 
 import operator
+from collections import defaultdict
 from math import inf, isfinite
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from . import _core, checkpoint, models, schedules
 from .errors import CheckpointError, DivergenceError, OrderError
 from .optim import OPTIMIZERS, Adam
-from .run import Run
+from .run import Pace, Run
 from .tokenizer import CharTokenizer
 
 EVALUATE_PREDICTIONS = 1024      # at a time
@@ -60,6 +61,7 @@ class Trainer:
         self.total_steps = None
         self.notes = {}             # anything JSON-able, saved with the checkpoint
         self._run = None            # the last fit, for resume
+        self._paces = defaultdict(Pace)     # by examples to a step
         self.loop = _core.variant.Loop(model.make_core(), self.optimizer.bind(model))
         self._stage = NEW
         self._micro = 0             # backward passes since zero_grad

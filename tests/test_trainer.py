@@ -317,13 +317,34 @@ def test_fit_takes_as_many_threads_as_are_faster(several, chosen):
         with Pace() as pace:
             for _ in range(40):
                 threads, count = pace.choose(80)
-                pace.note(threads, several if threads == 4 else 1.0, 10)
+                woken = not taken or taken[-1][0] == threads
+                pace.note(threads, (several if threads == 4 else 1.0) * (1.0 if woken else 10.0), 10)
                 taken.append((threads, count))
     finally:
         fl.set_num_threads(before)
-    assert taken[:3] == [(1, 80), (4, 10), (chosen, 80)]
-    assert [chunk for chunk, (threads, _) in enumerate(taken, 1) if threads != chosen][-2:] == [16, 32]
-    assert taken[15] == (5 - chosen, 10)
+    assert taken[:4] == [(1, 80), (4, 10), (4, 10), (chosen, 80)]
+    assert [chunk for chunk, (threads, _) in enumerate(taken[3:], 4) if threads != chosen] == [34, 35]
+    assert taken[33] == (5 - chosen, 10)
+
+
+def test_short_fits_learn_from_each_other_how_many_threads_to_take(monkeypatch):
+    taken = []
+
+    def note(self, threads, seconds, predictions, note=Pace.note):
+        taken.append(threads)
+        note(self, threads, predictions / threads, predictions)
+
+    monkeypatch.setattr(Pace, "note", note)
+    before = fl.get_num_threads()
+    fl.set_num_threads(4)
+    try:
+        trainer = make()
+        for _ in range(6):
+            trainer.fit(DOCS, steps=1, batch_size=2)
+        trainer.fit(DOCS, steps=1, batch_size=8)
+    finally:
+        fl.set_num_threads(before)
+    assert taken == [1, 4, 4, 4, 4, 4, 1]       # of 8 examples nothing is known yet
 
 
 def test_fit_leaves_the_number_of_threads_as_it_was(monkeypatch):
