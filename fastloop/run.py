@@ -209,20 +209,23 @@ class Pace:
     """How many threads a chunk takes: one, or as many as are set where that has been faster; the bits are the same.
 
     A thread that waits for another which gets no CPU makes a step several times as long, so on a busy machine one is
-    better than two.  The second chunk, the third and then two in every TRIAL are short and try the other number: one to
-    wake the threads, which takes its time, one to measure.  What other Python threads use is left alone.
+    better than two.  The second chunk and later one in every TRIAL are short and try the other number; where threads
+    had to be woken for it, so does the next.  What other Python threads use is left alone.
 
     A trainer keeps one for each number of examples to a step, so that many short fits learn from each other.
     """
 
     TRIAL = 32
+    AWAKE = 0.01            # seconds beside which waking threads, up to a millisecond, is little
 
     def __init__(self):
-        self.seconds = {}       # by number of threads, what a prediction took the last time
+        self.seconds = {}   # by number of threads, what a prediction took the last time
         self.chunks = 0
-        self.before = None      # the threads of the chunk before
+        self.due = 2        # the chunk that tries the other number
+        self.tries = 0      # chunks that the present trial has had
 
     def __enter__(self):
+        self.before = None  # the threads of the chunk before; between fits they sleep
         return self
 
     def __exit__(self, *exception):
@@ -234,16 +237,20 @@ class Pace:
         if most == 1:
             return 1, count
         threads = most if self.seconds.get(most, inf) < 0.95 * self.seconds.get(1, inf) else 1
-        if self.chunks % self.TRIAL in (2, 3):
+        if self.chunks >= self.due:
             threads, count = most + 1 - threads, max(1, count // 8)
+            self.tries += 1
         _core.variant.set_own_threads(threads)
         return threads, count
 
     def note(self, threads, seconds, predictions):
         """What that chunk took."""
-        if predictions and self.before in (None, threads):
-            self.seconds[threads] = seconds / predictions
+        awake = threads in (1, self.before) or seconds > self.AWAKE
         self.before = threads
+        if predictions and (awake or self.tries == 2):
+            self.seconds[threads] = seconds / predictions
+            if self.tries:
+                self.due, self.tries = self.chunks + self.TRIAL, 0
 
 
 class Ending:
