@@ -215,7 +215,7 @@ class Pace:
     A trainer keeps one for each number of examples to a step, so that many short fits learn from each other.
     """
 
-    TRIAL = 32
+    TRIAL = 16
     AWAKE = 0.01            # seconds beside which waking threads, up to a millisecond, is little
 
     def __init__(self):

@@ -315,7 +315,7 @@ def test_fit_takes_as_many_threads_as_are_faster(several, chosen):
     try:
         taken = []
         with Pace() as pace:
-            for _ in range(40):
+            for _ in range(30):
                 threads, count = pace.choose(80)
                 asleep = threads == 4 and taken[-1][0] == 1
                 pace.note(threads, 1e-3 * (5.0 if asleep else several if threads == 4 else 1.0), 10)
@@ -324,8 +324,8 @@ def test_fit_takes_as_many_threads_as_are_faster(several, chosen):
         fl.set_num_threads(before)
     assert taken[:4] == [(1, 80), (4, 10), (4, 10), (chosen, 80)]
     others = [chunk for chunk, (threads, _) in enumerate(taken[3:], 4) if threads != chosen]
-    assert others == ([35] if chosen == 4 else [35, 36])        # several must be woken first
-    assert taken[34] == (5 - chosen, 10)
+    assert others == ([19] if chosen == 4 else [19, 20])        # several must be woken first
+    assert taken[18] == (5 - chosen, 10)
 
 
 class EachStep:
