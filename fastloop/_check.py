@@ -50,7 +50,8 @@ def _address(a):
 
 
 def _fits(shape, needed):
-    return len(shape) == len(needed) and all(m in (None, n) for n, m in zip(shape, needed, strict=True))
+    # A list: where a generator runs out of memory, CPython 3.13.0 crashes.
+    return len(shape) == len(needed) and all([m in (None, n) for n, m in zip(shape, needed, strict=True)])
 
 
 def ids(name, x, limit):
