@@ -247,7 +247,7 @@ class Pace:
         """What that chunk took."""
         awake = threads in (1, self.before) or seconds > self.AWAKE
         self.before = threads
-        if predictions and (awake or self.tries == 2):
+        if predictions and (awake or self.tries >= 2):
             self.seconds[threads] = seconds / predictions
             if self.tries:
                 self.due, self.tries = self.chunks + self.TRIAL, 0

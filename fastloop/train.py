@@ -411,7 +411,7 @@ def run(args, given):
         say("best", f"validation {trainer.best_loss:.4f} after step {trainer.best_step:,}{restored}")
     if history.interrupted:             # whoever pressed Ctrl-C does not wait for an evaluation
         print(f"{'loss':12}{history.mean_loss():.4f}, the mean of the last {min(len(history), 100)} steps")
-    elif not math.isfinite(evaluate(trainer, train_data, val_data, say)):
+    elif not evaluate(trainer, train_data, val_data, say):
         show(trainer, args, baseline)
         raise FloatingPointError("the loss is no longer finite: the last steps led too far; try a smaller --lr")
     say("time", f"{seconds:.3f} s" + (f", {seconds / steps * 1e6:.1f} us a step" if steps else ""))
@@ -424,8 +424,8 @@ def run(args, given):
 
 
 def evaluate(trainer, train_data, val_data, say):
-    """Print the losses on the data; returns the one on the training data."""
-    train_loss = trainer.evaluate(train_data)
+    """Print the losses on the data; returns whether they are finite."""
+    train_loss = val_loss = trainer.evaluate(train_data)
     losses = f"train {train_loss:.4f}"
     if val_data is not None:
         val_loss = trainer.evaluate(val_data)
@@ -433,7 +433,7 @@ def evaluate(trainer, train_data, val_data, say):
     print(f"{'loss':12}{losses} nats per token")
     if val_data is not None:
         say("gap", f"{round(val_loss - train_loss, 4) + 0.0:+.4f} from train to validation")
-    return train_loss
+    return math.isfinite(train_loss) and math.isfinite(val_loss)
 
 
 def check_outputs(args):

@@ -7,7 +7,7 @@ of Cython counts as run where any C line made from it ran.  (Cython's own tracin
 nogil loop, and its plugin for coverage ended with a TypeError on these modules.)  Prints the share of lines run and
 the lines not run.  Needs gcc with gcov, Cython and coverage.
 
-Takes about five minutes on one core of its own.
+Takes about seven minutes on one core.
 """
 
 import argparse

@@ -172,7 +172,7 @@ FASTLOOP = [
     ("models.py", "if count < 1:", "if count < 0:"),
     ("models.py", "(cumulative <= u[:, None]", "(cumulative < u[:, None]"),
     ("models.py", "kept[before >= top_p", "kept[before + kept >= top_p"),
-    ("models.py", "np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)", "np.exp(logits / temperature)"),
+    ("models.py", "np.exp((logits - largest) / temperature)", "np.exp(logits / temperature)"),
     ("models.py", "logits[:, tokenizer.bos] = -np.inf", "pass"),
     ("models.py", "if value.shape != self.params[name].shape or value", "if value"),
     ("models.py", "if i < last and activation", "if i <= last and activation"),
