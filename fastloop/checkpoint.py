@@ -5,10 +5,13 @@ it: a file cut short or changed in any bit is refused.  It never holds pickled o
 in trainer.py.
 """
 
+import errno
 import io
 import json
 import os
+import stat
 import struct
+from contextlib import suppress
 
 import numpy as np
 
@@ -43,17 +46,29 @@ def digest(data):
 
 
 def atomically(path, *parts):
-    """Write bytes to path through a temporary file in the same folder, flushed to disk before it is renamed."""
-    path = os.path.abspath(os.fspath(path))
-    folder = os.path.dirname(path)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    """Write bytes to path through a temporary file in the same folder, flushed to disk before it is renamed.
+
+    Where path is a symbolic link, the file that it leads to is replaced.  An old file's mode stays and, where the
+    process may give files away, its owner.  Raises OSError, nothing changed, where path is no regular file (a folder, a
+    device, a pipe), is write-protected, or cannot be made.
+    """
+    path = os.fsdecode(path)
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    temporary = f"{target}.{os.urandom(8).hex()}.tmp"       # of this call alone: other threads, processes, machines
     try:
-        with open(temporary, "wb") as file:
+        old = check_replaceable(path)
+        with open(temporary, "xb") as file:
             for part in parts:
                 file.write(part)
+            if old is not None and hasattr(os, "fchmod"):
+                with suppress(OSError):         # only root may give a file away, or not every file system can
+                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
+                with suppress(OSError):
+                    os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode) & 0o777)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException as error:
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -67,6 +82,21 @@ def atomically(path, *parts):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def check_replaceable(path):
+    """os.stat of the file at path, or None; OSError where a new file may not take the place of what is there."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "a device or a pipe, which a file would replace", path)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "it is write-protected", path)
+    return found
 
 
 def read(path):

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from . import _core, extras
+from . import _core, checkpoint, extras
 from .arrays import pack_arrays
 from .data import pack
 from .errors import DataError
@@ -58,10 +58,11 @@ class Model:
         raise NotImplementedError
 
     def save_safetensors(self, path):
-        """Write the parameters alone, under their names, as float64 (extra: safetensors)."""
+        """Write the parameters alone, under their names, as float64 (extra: safetensors), whole or not at all."""
         numpy = safetensors()
         description = {name: str(value) for name, value in self.config.items()}
-        numpy.save_file(dict(self.params), path, metadata={"model": type(self).__name__, **description})
+        metadata = {"model": type(self).__name__, **description}
+        checkpoint.atomically(path, numpy.save(dict(self.params), metadata=metadata))
 
     def load_safetensors(self, path):
         """Take the parameters from a file that holds tensors of these names and shapes, and no others.

@@ -3,12 +3,13 @@
 Nothing global is touched: no pyplot, no backend, no display.
 """
 
+import io
 import os
 from itertools import pairwise
 
 import numpy as np
 
-from . import extras
+from . import checkpoint, extras
 
 Figure = extras.load("matplotlib.figure", "plot", "a picture of the run").Figure
 FigureCanvasAgg = extras.load("matplotlib.backends.backend_agg", "plot", "a picture of the run").FigureCanvasAgg
@@ -24,10 +25,10 @@ WIDE_RANGE = 30.0   # largest over smallest, from which a logarithmic scale show
 def plot(history, path=None, baseline=None, figure=None):
     """Draw the loss (each step light, smoothed strong), the gradient norm and the learning rate over the steps.
 
-    path: a file to write, its format by its ending (png, svg, pdf); None writes none.  baseline: a loss to compare
-    with, drawn as a line: the bigram count model's.  figure: a matplotlib Figure or SubFigure to draw into; None makes
-    one.  Evaluations are drawn where there are any, clipped steps as orange dots on the norm; a column that was not
-    recorded (all NaN) gets no panel.
+    path: a file to write, whole or not at all, its format by its ending (png, svg, pdf; without one it gets .png); None
+    writes none.  baseline: a loss to compare with, drawn as a line: the bigram count model's.  figure: a matplotlib
+    Figure or SubFigure to draw into; None makes one.  Evaluations are drawn where there are any, clipped steps as
+    orange dots on the norm; a column that was not recorded (all NaN) gets no panel.
     Returns the figure.  Raises ImportError without matplotlib, ValueError for a history without steps.
     """
     if not len(history):
@@ -50,15 +51,24 @@ def plot(history, path=None, baseline=None, figure=None):
     axes[-1].set_xlim(0, max([len(history)] + [step for step, _ in history.evaluations]))
     figure.align_ylabels(axes)
     if path is not None:
-        figure.savefig(path, dpi=150)
+        path = with_ending(path)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=150, format=os.path.splitext(path)[1][1:].lower())
+        checkpoint.atomically(path, picture.getbuffer())
     return figure
 
 
+def with_ending(path):
+    """The file name that is written for this one."""
+    path = os.fsdecode(path)
+    return path if os.path.splitext(path)[1] else f"{path}.png"
+
+
 def check_format(path):
-    """Raise ValueError for a file name whose ending is no format that can be drawn (without one, it gets .png)."""
+    """Raise ValueError for a file name whose ending is no format that can be drawn."""
     ending = os.path.splitext(path)[1][1:].lower()
     known = FigureCanvasAgg(Figure()).get_supported_filetypes()
-    if ending and ending not in known:
+    if ending not in known:
         raise ValueError(f"{path}: a picture cannot be drawn as {ending!r}; known are {', '.join(sorted(known))}")
 
 

@@ -228,6 +228,10 @@ FASTLOOP = [
     ("checkpoint.py", "if digest(body) != comment[len(MARK) :]:", "if False:"),
     ("checkpoint.py", "os.remove(temporary)", "pass"),
     ("checkpoint.py", "if found != FORMAT:", "if False:"),
+    ("checkpoint.py", "os.urandom(8).hex()", "os.getpid()"),
+    ("checkpoint.py", "if not stat.S_ISREG(found.st_mode):", "if False:"),
+    ("checkpoint.py", "os.path.realpath(path)", "os.path.abspath(path)"),
+    ("checkpoint.py", "os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode) & 0o777)", "pass"),
     # text and documents
     ("tokenizer.py", "if ids.min() < 0:", "if False:"),
     ("tokenizer.py", "int(codes[-1]) + 2", "int(codes[-1]) + 1"),
@@ -266,7 +270,7 @@ FASTLOOP = [
 
 # The test in tests/faults/ that must see it, alone; file, old, new.
 FAULTS = [
-    ("kill", "fastloop/checkpoint.py", "os.replace(temporary, path)",
+    ("kill", "fastloop/checkpoint.py", "os.replace(temporary, target)",
      "os.remove(temporary)\n        open(path, 'wb').write(b''.join(parts))"),
     ("kill", "fastloop/checkpoint.py", "os.fsync(descriptor)", "pass"),
     ("kill", "fastloop/checkpoint.py", "except BaseException as error:", "except OSError as error:"),

@@ -1,6 +1,7 @@
 """Checkpoints: everything comes back, a resumed run has the same bits, and a damaged file is refused."""
 
 import os
+import stat
 import subprocess
 import sys
 
@@ -190,6 +191,117 @@ def test_where_no_file_can_be_made_the_error_names_the_file_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         checkpoint.write(path, {}, {})
     assert str(caught.value) == f"[Errno 2] No such file or directory: {str(path)!r}"
+
+
+WRITERS = {
+    "checkpoint": lambda path: checkpoint.write(path, {}, {}),
+    "save": lambda path: make().save(path),
+    "fit": lambda path: make().fit(DOCS, steps=1, save=path),
+    "save_safetensors": lambda path: fl.BigramLM(3).save_safetensors(path),
+    "plot": lambda path: plotted().plot(path),
+}
+
+
+def plotted():
+    history = fl.History()
+    history.append(1.0)
+    return history
+
+
+@pytest.fixture(params=WRITERS)
+def write(request):
+    if request.param in ("save_safetensors", "plot"):
+        name = {"plot": "matplotlib", "save_safetensors": "safetensors"}[request.param]
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    return WRITERS[request.param]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_no_writer_replaces_a_device_a_pipe_or_a_folder(write, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to("pipe.png")      # as to /dev/null, which root must not lose by this test
+    before = sorted(os.listdir(tmp_path))
+    for name, message in (("pipe", "a device or a pipe"), ("link", "a device or a pipe"), ("folder", "Is a directory")):
+        with pytest.raises(OSError, match=message) as caught:
+            write(tmp_path / f"{name}.png")
+        assert caught.value.filename == str(tmp_path / f"{name}.png")
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe.png").st_mode)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fchmod"), reason="needs the modes of POSIX")
+def test_what_a_link_leads_to_is_replaced_and_keeps_its_mode(write, tmp_path):
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / "run.png", tmp_path / "link.png"
+    link.symlink_to("folder/run.png")
+    old = os.umask(0o027)
+    try:
+        write(link)                     # of a link that leads nowhere the target is made
+        assert stat.S_IMODE(target.stat().st_mode) == 0o640
+        for mode in (0o600, 0o666):
+            target.write_bytes(b"old")
+            target.chmod(mode)
+            write(link)
+            assert stat.S_IMODE(target.stat().st_mode) == mode
+    finally:
+        os.umask(old)
+    assert link.is_symlink()
+    assert target.read_bytes() != b"old"
+    assert os.listdir(tmp_path / "folder") == ["run.png"]
+    assert sorted(os.listdir(tmp_path)) == ["folder", "link.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fchown") or os.geteuid() != 0, reason="only root may give files away")
+def test_a_file_that_root_replaces_keeps_its_owner(tmp_path):
+    path = tmp_path / "run.npz"
+    path.write_bytes(b"old")
+    os.chown(path, 1234, 5678)
+    checkpoint.write(path, {}, {})
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 5678)
+
+
+def test_a_file_that_is_write_protected_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "run.npz"
+    path.write_bytes(b"old")
+    path.chmod(0o444)
+    if os.access(path, os.W_OK):        # root may do anything
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="write-protected"):
+        checkpoint.write(path, {}, {})
+    assert path.read_bytes() == b"old"
+
+
+SAVES = """
+import sys, threading
+import numpy as np
+from fastloop import checkpoint
+def save(name):
+    for i in range(150):
+        checkpoint.write(sys.argv[1], {"a": np.full(1000 * (1 + i % 3), i)}, {"by": name})
+threads = [threading.Thread(target=save, args=(f"{sys.argv[2]}{i}",)) for i in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_and_processes_that_save_to_one_path_never_leave_a_torn_file(tmp_path):
+    path = tmp_path / "run.npz"
+    checkpoint.write(path, {"a": np.zeros(1)}, {"by": "nobody"})
+    arguments = [sys.executable, "-c", SAVES, str(path)]
+    processes = [subprocess.Popen([*arguments, name], stderr=subprocess.PIPE, text=True) for name in "xy"]
+    seen = set()
+    while any(process.poll() is None for process in processes):
+        arrays, meta = checkpoint.read(path)        # raises CheckpointError for a file that is not whole
+        assert (arrays["a"] == arrays["a"][0]).all()
+        seen.add(meta["by"])
+    for process in processes:
+        assert process.communicate() == (None, "")
+        assert process.returncode == 0
+    assert len(seen - {"nobody"}) > 1
+    assert os.listdir(tmp_path) == ["run.npz"]
 
 
 def test_a_file_that_describes_something_else_is_refused(tmp_path):

@@ -21,7 +21,7 @@ WRITE = """
 import os, sys
 import numpy as np
 from fastloop import checkpoint
-os.getpid = lambda: 1       # part of the temporary file's name
+os.urandom = lambda n: b"1"     # part of the temporary file's name
 try:
     checkpoint.write(sys.argv[1], {"a": np.ones(3)}, {"file": "new"})
 except OSError as error:
@@ -32,7 +32,7 @@ ERRORS = ["ENOSPC", "EIO", "EROFS", "EACCES"]
 
 def traced(folder, *options):
     """Write a checkpoint in `folder` under strace with these options; (exit status, its message, the trace)."""
-    paths = [folder, folder / "run.npz", folder / "run.npz.1.tmp"]
+    paths = [folder, folder / "run.npz", folder / "run.npz.31.tmp"]
     log = folder.parent / "trace.txt"
     command = ["strace", "-f", "-o", log, *[word for path in paths for word in ("-P", path)], *options]
     done = subprocess.run(
