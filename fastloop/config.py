@@ -11,19 +11,22 @@ MAX_THREADS = 1024
 
 
 def get_num_threads():
-    """The most threads that a step may use."""
+    """The most threads that a step may use: 1 in a build without OpenMP."""
     return _num_threads
 
 
 def set_num_threads(n):
-    """Use at most n threads; how many a step really uses depends on its work, its bits on neither."""
+    """Use at most n threads; how many a step really uses depends on its work, its bits on neither.
+
+    A build without OpenMP takes any n, and stays at one.
+    """
     global _num_threads
     if not isinstance(n, int) or isinstance(n, bool):
         raise TypeError(f"the number of threads must be an int, got {n!r}")
     if not 1 <= n <= MAX_THREADS:
         raise ValueError(f"the number of threads must be from 1 to {MAX_THREADS}, got {n}")
-    _num_threads = n
-    _core.variant.set_max_threads(n)
+    _num_threads = n if _core.variant.openmp else 1
+    _core.variant.set_max_threads(_num_threads)
 
 
 def _default_threads():
@@ -46,8 +49,7 @@ def show_config(file=None):
         "fastloop": __version__,
         "instruction set": f"{_core.isa} (this CPU: {', '.join(_core.supported)})",
         "compiler": _core.compiler,
-        "openmp": "yes" if _core.variant.openmp else "no (one thread)",
-        "threads": get_num_threads(),
+        "threads": f"{get_num_threads()}{'' if _core.variant.openmp else ' (built without OpenMP)'}",
         "numpy": np.__version__,
         "python": f"{sys.version.split()[0]} on {sys.platform}",
     }

@@ -260,6 +260,8 @@ FASTLOOP = [
     ("gradcheck.py", "return math.inf, math.inf, slope", "return 0.0, 0.0, slope"),
     ("gradcheck.py", "model.params.flat[:], model.grads.flat[:] = params, grads", "model.params.flat[:] = params"),
     # the command
+    ("config.py", "_num_threads = n if _core.variant.openmp else 1", "_num_threads = n"),
+    ("_core/__init__.py", "isinstance(problem, ModuleNotFoundError) and os.path", "False and os.path"),
     ("config.py", "after_in_child=lambda: set_num_threads(1)", "after_in_child=lambda: None"),
     ("train.py", "if isinstance(value, bool) != (ALL_FLAGS[flag][0] is bool) or", "if"),
     ("train.py", "args = parser.parse_args([*from_file, *argv])", "args = parser.parse_args([*argv, *from_file])"),
@@ -298,6 +300,8 @@ FAULTS = [
     ("environment", "csrc/core.pxi", "include \"memory.pxi\"",
      'cdef extern from "fenv.h":\n    int fesetround(int)\nfesetround(0)\ninclude "memory.pxi"'),
     ("long", "csrc/adam.pxi", "TINY = 1e-290", "TINY = 0.0"),
+    ("setup", "setup.py", "self.force = True", "self.force = False"),
+    ("setup", "setup.py", "            version, c.compiler_so,", "            c.compiler_so,"),
 ]
 
 LISTS = {"csrc": CSRC, "fastloop": FASTLOOP, "faults": FAULTS}
@@ -313,7 +317,7 @@ FIRST = {
     "memory": "core gpt",
     "simd": f"kernels {MODELS}", "_check": "kernels optim", "params": "params trainer", "run": "trainer checkpoint",
     "models": "models checkpoint mlp trainer gpt", "sampler": "trainer checkpoint", "config": "config trainer",
-    "trainer": "models trainer checkpoint",
+    "trainer": "models trainer checkpoint", "__init__": "core",
 }
 
 AVX2 = ["-mavx2", "-mfma"]

@@ -48,3 +48,18 @@ def test_show_config_names_what_a_bug_report_needs(capsys):
     assert f"instruction set  {_core.isa} (this CPU: " in out.getvalue()
     fl.show_config()
     assert capsys.readouterr().out == out.getvalue()
+
+
+def test_a_build_without_openmp_says_one_thread(monkeypatch, capsys):
+    before = fl.get_num_threads()
+    monkeypatch.setattr(_core.variant, "openmp", False)
+    try:
+        fl.set_num_threads(4)
+        assert fl.get_num_threads() == 1
+        with pytest.raises(ValueError, match="from 1 to 1024, got 0"):
+            fl.set_num_threads(0)
+        fl.show_config()
+    finally:
+        monkeypatch.undo()
+        fl.set_num_threads(before)
+    assert "threads          1 (built without OpenMP)\n" in capsys.readouterr().out

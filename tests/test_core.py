@@ -1,9 +1,14 @@
 """The compiled classes called directly: what they say of themselves, and what they refuse before memory is touched."""
 
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+from fastloop import _core
 
 F = np.zeros
 IDS, STARTS = np.array([2, 0, 1, 2, 1, 2], np.int32), np.array([0, 3, 5])
@@ -147,3 +152,50 @@ def test_a_gradient_of_another_shape_is_not_taken(variant, shape):
     optimizer = variant.SGD([p], [[]], [0.0], None, 0.0, 0.0, False)
     assert optimizer.step_with([np.ones(shape)], 0.1, True) == (0, None)
     assert (p == 1.0).all()
+
+
+# Where the modules do not load
+
+LIBRARY = "libgomp.so.1: cannot open shared object file: No such file or directory"
+
+
+@pytest.fixture
+def fresh_import(tmp_path):
+    """A function that imports a copy of fastloop without compiled modules, and returns the one sentence that it ends
+    with; `code` runs before."""
+    source = Path(_core.__file__).parents[1]
+    shutil.copytree(source, tmp_path / "src/fastloop", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+
+    def fresh_import(code=""):
+        command = [sys.executable, "-c", f"{code}\nimport fastloop"]
+        done = subprocess.run(command, cwd=tmp_path / "src", capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "During handling" not in done.stderr
+        return done.stderr.splitlines()[-1]
+
+    return fresh_import
+
+
+def test_an_unbuilt_source_folder_says_what_hides_what(fresh_import, tmp_path):
+    assert "holds no compiled modules of fastloop for Python" in fresh_import()
+    (tmp_path / "src/setup.py").touch()
+    said = fresh_import()
+    assert said.startswith(f"ImportError: fastloop was imported from {tmp_path / 'src'}, its source folder, ")
+    assert "run `pip install .` there, or start Python in another folder" in said
+    assert "partially initialized" not in said
+
+
+@pytest.mark.parametrize("problem, expected", [
+    (LIBRARY, "through libgomp.so.1, which does not load: install it (Debian: libgomp1"),
+    ("dlopen(cpu.so, 2): Library not loaded: /opt/lib/libomp.dylib", "through libomp.dylib, which does not load"),
+    ("undefined symbol: PyFoo", "do not load (undefined symbol: PyFoo): install fastloop again with Python 3."),
+])
+def test_modules_that_do_not_load_say_what_to_install(fresh_import, problem, expected):
+    assert expected in fresh_import(f"""
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith('fastloop._core.'):
+            raise ImportError({problem!r})
+sys.meta_path.insert(0, Finder())
+""")

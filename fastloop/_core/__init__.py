@@ -5,14 +5,37 @@ FASTLOOP_ISA=baseline, avx2 or avx512 forces one.  Nothing else lives here: the 
 
 import importlib
 import os
+import re
+import sys
 
-try:
-    from . import cpu
-except ImportError as error:
-    raise ImportError(
-        f"fastloop's compiled modules are missing or do not load ({error}); run `pip install .` in its folder"
-    ) from error
 
+def load(name):
+    """The compiled module of that name, or an ImportError that says what to do."""
+    try:
+        return importlib.import_module(f".{name}", __name__)
+    except ImportError as error:
+        problem = error
+    folder = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    python = f"Python {'.'.join(map(str, sys.version_info[:3]))}"
+    if isinstance(problem, ModuleNotFoundError) and os.path.exists(os.path.join(folder, "setup.py")):
+        what = (
+            f"fastloop was imported from {folder}, its source folder, which holds no compiled modules for {python}: "
+            "run `pip install .` there, or start Python in another folder to use an installed fastloop"
+        )
+    elif isinstance(problem, ModuleNotFoundError):
+        what = f"{folder} holds no compiled modules of fastloop for {python}: install fastloop again with it"
+    elif library := re.search(r"lib(g|i|)omp\b[\w.]*", str(problem)):
+        what = (
+            f"fastloop runs its threads through {library[0]}, which does not load: install it (Debian: libgomp1, "
+            "Fedora: libgomp, macOS: brew install libomp), or build without threads by FASTLOOP_OPENMP=0 pip install . "
+            f"in the source folder ({problem})"
+        )
+    else:
+        what = f"fastloop's compiled modules do not load ({problem}): install fastloop again with {python}"
+    raise ImportError(what) from None
+
+
+cpu = load("cpu")
 supported = cpu.supported()
 compiler = cpu.compiler
 isa = os.environ.get("FASTLOOP_ISA") or supported[0]
@@ -26,7 +49,7 @@ patient = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}.isdisjoint(os.environ)
 if patient:
     os.environ["GOMP_SPINCOUNT"] = "1000"
 try:
-    variant = importlib.import_module(f".{isa}", __name__)
+    variant = load(isa)
 finally:
     if patient:
         del os.environ["GOMP_SPINCOUNT"]
