@@ -6,9 +6,13 @@ error shows what was given beside what is needed.
 
 import math
 import numbers
+import operator
 from itertools import combinations, product
 
 import numpy as np
+
+BOOLS = (bool, np.bool_)
+MOST_SEED = 2**128      # what NumPy recommends at most
 
 
 def array(name, x, shape=None, dtype=np.float64, writeable=False):
@@ -69,8 +73,43 @@ def separate(outputs, inputs):
 
 
 def number(name, x, low=-math.inf, high=math.inf, *, above=False, kind=numbers.Real):
-    """Raise unless the number x lies in [low, high), or in (low, high) where `above`; NaN never does."""
-    if not isinstance(x, kind):
+    """x as a plain float (of kind Integral: int) in [low, high), or in (low, high) where `above`; NaN never is, nor is
+    True a number."""
+    if isinstance(x, BOOLS) or not isinstance(x, kind):
         raise TypeError(f"{name} = {x!r} is a {type(x).__name__}; needed is a number ({kind.__name__.lower()})")
-    if not (low < x if above else low <= x) or not x < high:
+    try:
+        plain = int(x) if kind is numbers.Integral else float(x)
+    except OverflowError:       # an int that no float can hold
+        plain = math.inf if x > 0 else -math.inf
+    if not (low < plain if above else low <= plain) or not plain < high:
         raise ValueError(f"{name} = {x} is outside {'(' if above else '['}{low}, {high})")
+    return plain
+
+
+def whole(name, x, low=1, high=2**63):
+    """x, an int or what stands for one (NumPy's), as a plain int in [low, high)."""
+    if isinstance(x, BOOLS) or not hasattr(x, "__index__"):
+        raise TypeError(f"{name} = {x!r} must be an int of at least {low}")
+    plain = operator.index(x)
+    if not low <= plain < high:
+        raise ValueError(f"{name} = {plain} must be an int of at least {low}" + f" and below {high}" * (plain >= high))
+    return plain
+
+
+def flag(name, x):
+    """x as a plain bool: True or False, also NumPy's."""
+    if not isinstance(x, BOOLS):
+        raise TypeError(f"{name} = {x!r} must be True or False")
+    return bool(x)
+
+
+def choice(name, x, *choices):
+    """x, one of a few words, as a plain str."""
+    if not isinstance(x, str) or x not in choices:
+        raise ValueError(f"{name} = {x!r} is not one of {', '.join(map(repr, choices))}")
+    return str(x)
+
+
+def seed(x):
+    """x as the plain int that starts a random stream, or None, which starts one of its own each time."""
+    return None if x is None else whole("seed", x, 0, MOST_SEED)

@@ -38,6 +38,22 @@ def write(path, arrays, meta):
     atomically(path, body, MARK + digest(body))
 
 
+def check_path(name, path):
+    """path as a str, refused where no file can have that name."""
+    plain = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
+    if not isinstance(plain, str):
+        raise TypeError(f"{name} = {path!r} must be a path, a str or os.PathLike")
+    if not plain or b"\0" in os.fsencode(plain):
+        raise ValueError(f"{name} = {plain!r} is not the name of a file")
+    return plain
+
+
+def check_folder(path):
+    """Raise now the OSError that writing to path would meet at the end of a long run, where that can be known."""
+    check_replaceable(path)
+    os.stat(os.path.dirname(os.path.realpath(path)))
+
+
 def digest(data):
     """SHA-256 as 64 ASCII hexadecimal digits."""
     import hashlib

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._check import number
+from ._check import number, whole
 from .errors import DivergenceError
 
 BLOWN_UP = 4.0      # times the lowest smoothed loss: there the test ends
@@ -51,11 +51,9 @@ def lr_find(
     L. N. Smith, Cyclical learning rates for training neural networks, WACV 2017, section 3.3, where the lr grows
     linearly and the plot is read by eye; growth by a ratio, smoothing and the steepest point are later practice.
     """
-    number("lr_min", lr_min, 0.0, above=True)
-    number("lr_max", lr_max, lr_min, above=True)
-    number("smoothing", smoothing, 0.0, 1.0)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 3:
-        raise ValueError(f"steps = {steps!r} must be an int of at least 3")
+    lr_min = number("lr_min", lr_min, 0.0, above=True)
+    lr_max = number("lr_max", lr_max, lr_min, above=True)
+    smoothing, steps = number("smoothing", smoothing, 0.0, 1.0), whole("steps", steps, 3)
     trainer._between_steps("lr_find")
     optimizer, params, first = trainer.optimizer, trainer.model.params.flat, trainer.steps
     # What fit rebinds is an attribute of the trainer; what it writes into is copied.

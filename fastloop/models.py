@@ -5,21 +5,14 @@ from itertools import pairwise
 import numpy as np
 
 from . import _core, checkpoint, extras
+from ._check import choice, number, whole
+from ._check import seed as checked_seed
 from .arrays import pack_arrays
 from .data import pack
 from .errors import DataError
 from .params import Params
 
 SIDE_BY_SIDE = 8        # documents that are generated at a time: what a compiled panel holds
-
-
-def check_size(name, value):
-    """`value` as an int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
 
 
 class Model:
@@ -30,8 +23,7 @@ class Model:
     """
 
     def __init__(self, shapes, seed, init_std):
-        if not 0.0 <= init_std < float("inf"):
-            raise ValueError(f"init_std = {init_std} must be a finite number >= 0")
+        seed, init_std = checked_seed(seed), number("init_std", init_std, 0.0)
         self.params = Params(shapes)
         self.grads = Params(shapes)
         self.params.flat[:] = np.random.default_rng(seed).normal(0.0, init_std, self.num_params)
@@ -119,13 +111,10 @@ class LanguageModel(Model):
 
         Raises FloatingPointError where the logits are not finite, as those of a model that diverged.
         """
-        if isinstance(n, bool) or not hasattr(n, "__index__") or n < 0:
-            raise ValueError(f"n = {n!r} must be an int of at least 0")
-        if not 0.0 <= temperature < float("inf"):
-            raise ValueError(f"temperature = {temperature} must be a finite number >= 0")
+        n, temperature, seed = whole("n", n, 0), number("temperature", temperature, 0.0), checked_seed(seed)
         if top_k is not None:
-            top_k = check_size("top_k", top_k)
-        if top_p is not None and not 0.0 < top_p <= 1.0:
+            top_k = whole("top_k", top_k)
+        if top_p is not None and number("top_p", top_p, 0.0, above=True) > 1.0:
             raise ValueError(f"top_p = {top_p} is outside (0, 1]")
         if tokenizer.vocab_size > self.vocab_size:
             raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {self.vocab_size}")
@@ -135,8 +124,8 @@ class LanguageModel(Model):
             if count < 1:
                 raise ValueError(f"a prompt of {len(known)} tokens leaves nothing to say in {self.block_size}")
         else:
-            begin, count = known or tokenizer.encode("\n" if "\n" in tokenizer.chars else tokenizer.chars[0]), length
-            check_size("length", length)
+            begin = known or tokenizer.encode("\n" if "\n" in tokenizer.chars else tokenizer.chars[0])
+            count = whole("length", length)
         rng = np.random.default_rng(seed)
         texts = []
         for first in range(0, n, SIDE_BY_SIDE):
@@ -215,9 +204,9 @@ class BigramLM(LanguageModel):
     config_names = ("vocab_size", "n_embd", "block_size")
 
     def __init__(self, vocab_size, n_embd=16, block_size=8, seed=42, init_std=0.08):
-        self.vocab_size = V = check_size("vocab_size", vocab_size)
-        self.n_embd = D = check_size("n_embd", n_embd)
-        self.block_size = T = check_size("block_size", block_size)
+        self.vocab_size = V = whole("vocab_size", vocab_size)
+        self.n_embd = D = whole("n_embd", n_embd)
+        self.block_size = T = whole("block_size", block_size)
         super().__init__({"wte": (V, D), "wpe": (T, D), "lm_head": (V, D)}, seed, init_std)
 
     def make_core(self):
@@ -240,11 +229,11 @@ class GPT(LanguageModel):
     config_names = ("vocab_size", "n_embd", "n_head", "n_layer", "block_size")
 
     def __init__(self, vocab_size, n_embd=16, n_head=4, n_layer=1, block_size=16, seed=42, init_std=0.08):
-        self.vocab_size = V = check_size("vocab_size", vocab_size)
-        self.n_embd = D = check_size("n_embd", n_embd)
-        self.n_head = check_size("n_head", n_head)
-        self.n_layer = check_size("n_layer", n_layer)
-        self.block_size = T = check_size("block_size", block_size)
+        self.vocab_size = V = whole("vocab_size", vocab_size)
+        self.n_embd = D = whole("n_embd", n_embd)
+        self.n_head = whole("n_head", n_head)
+        self.n_layer = whole("n_layer", n_layer)
+        self.block_size = T = whole("block_size", block_size)
         if D % self.n_head:
             raise ValueError(f"n_embd = {D} must be a multiple of n_head = {self.n_head}")
         shapes = {"wte": (V, D), "wpe": (T, D)}
@@ -289,16 +278,13 @@ class MLP(Model):
     def __init__(self, widths, activation="relu", loss="mse", seed=42, init_std=None):
         if not hasattr(widths, "__iter__"):
             raise TypeError(f"widths = {widths!r}: needed is a list, such as [2, 16, 1]")
-        self.widths = [check_size(f"widths[{i}]", width) for i, width in enumerate(widths)]
+        self.widths = [whole(f"widths[{i}]", width) for i, width in enumerate(widths)]
         if len(self.widths) < 2:
             raise ValueError(f"widths = {self.widths}: at least two are needed, what goes in and what comes out")
-        if activation not in ("relu", "tanh"):
-            raise ValueError(f'activation = {activation!r} is neither "relu" nor "tanh"')
-        if loss not in ("mse", "cross_entropy"):
-            raise ValueError(f'loss = {loss!r} is neither "mse" nor "cross_entropy"')
+        self.activation = choice("activation", activation, "relu", "tanh")
+        self.loss = choice("loss", loss, "mse", "cross_entropy")
         if loss == "cross_entropy" and self.widths[-1] < 2:
             raise ValueError(f"widths[-1] = {self.widths[-1]}: cross-entropy needs at least 2 classes")
-        self.activation, self.loss = activation, loss
         shapes = {}
         for i, (n_in, n_out) in enumerate(pairwise(self.widths)):
             shapes[f"layer{i}.weight"] = (n_out, n_in)
@@ -361,8 +347,8 @@ class LinearRegression(MLP):
     config_names = ("n_in", "n_out")
 
     def __init__(self, n_in, n_out=1, seed=42, init_std=0.0):
-        self.n_in, self.n_out = check_size("n_in", n_in), check_size("n_out", n_out)
-        super().__init__([n_in, n_out], loss="mse", seed=seed, init_std=init_std)
+        self.n_in, self.n_out = whole("n_in", n_in), whole("n_out", n_out)
+        super().__init__([self.n_in, self.n_out], loss="mse", seed=seed, init_std=init_std)
 
 
 class SoftmaxRegression(MLP):
@@ -375,8 +361,8 @@ class SoftmaxRegression(MLP):
     config_names = ("n_in", "n_classes")
 
     def __init__(self, n_in, n_classes, seed=42, init_std=0.0):
-        self.n_in, self.n_classes = check_size("n_in", n_in), check_size("n_classes", n_classes)
-        super().__init__([n_in, n_classes], loss="cross_entropy", seed=seed, init_std=init_std)
+        self.n_in, self.n_classes = whole("n_in", n_in), whole("n_classes", n_classes)
+        super().__init__([self.n_in, self.n_classes], loss="cross_entropy", seed=seed, init_std=init_std)
 
 
 CLASSES = {cls.__name__: cls for cls in (BigramLM, GPT, MLP, LinearRegression, SoftmaxRegression)}

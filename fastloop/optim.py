@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from . import _core
-from ._check import array, number
+from ._check import array, flag, number
 from .errors import DivergenceError
 from .params import Params
 
@@ -31,10 +31,9 @@ class Optimizer:
 
     def __init__(self, params, lr, weight_decay, no_decay=()):
         self.lr = lr
-        number("weight_decay", weight_decay, 0.0)
         if isinstance(no_decay, str):
             raise TypeError(f"no_decay = {no_decay!r} is a str; needed is a list of names, or of places in params")
-        self.weight_decay = float(weight_decay)
+        self.weight_decay = number("weight_decay", weight_decay, 0.0)
         self.no_decay = tuple(no_decay)
         self._core = None       # the compiled optimiser, once there is something to update
         self.model = None
@@ -58,8 +57,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value):
-        number("lr", value, 0.0)
-        self._lr = float(value)
+        self._lr = number("lr", value, 0.0)
 
     @property
     def t(self):
@@ -267,10 +265,8 @@ class Adam(Optimizer):
     def __init__(self, params=None, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, *, no_decay=()):
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise TypeError(f"betas = {betas!r}; needed is a pair of numbers")
-        for i, beta in enumerate(betas):
-            number(f"betas[{i}]", beta, 0.0, 1.0)
-        number("eps", eps, 0.0, above=True)     # with 0, a gradient that stays 0 would give 0 / 0
-        self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
+        self.betas = number("betas[0]", betas[0], 0.0, 1.0), number("betas[1]", betas[1], 0.0, 1.0)
+        self.eps = number("eps", eps, 0.0, above=True)     # with 0, a gradient that stays 0 would give 0 / 0
         super().__init__(params, lr, weight_decay, no_decay)
 
     def _make_core(self, params, states, decays, grads):
@@ -304,11 +300,10 @@ class SGD(Optimizer):
     def __init__(
         self, params=None, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, *, no_decay=()
     ):
-        number("momentum", momentum, 0.0)
-        number("dampening", dampening, 0.0)
-        if nesterov and (momentum == 0.0 or dampening != 0.0):
+        self.momentum, self.dampening = number("momentum", momentum, 0.0), number("dampening", dampening, 0.0)
+        self.nesterov = flag("nesterov", nesterov)
+        if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
             raise ValueError(f"nesterov needs momentum > 0 and dampening 0, got {momentum} and {dampening}")
-        self.momentum, self.dampening, self.nesterov = float(momentum), float(dampening), bool(nesterov)
         self.slots = ("momentum_buffer",) if self.momentum else ()
         super().__init__(params, lr, weight_decay, no_decay)
 

@@ -10,9 +10,9 @@ its `for_steps(n)` gives the schedule for a run of n steps, counted from where t
 
 from bisect import bisect_right
 from contextlib import suppress
-from math import cos, isfinite, pi, sqrt
+from math import cos, pi, sqrt
 
-import numpy as np
+from ._check import number, whole
 
 __all__ = [
     "constant",
@@ -34,7 +34,7 @@ def constant(factor=1.0):
 
     factor: at least 0.
     """
-    factor = _number("factor", factor)
+    factor = number("factor", factor, 0.0)
     return _describe(lambda step: factor, constant, factor=factor)
 
 
@@ -43,10 +43,10 @@ def linear(steps=None, end=0.0):
 
     steps: length, at least 1; None takes it from fit.  end: at least 0.
     """
-    end = _number("end", end)
+    end = number("end", end, 0.0)
     if steps is None:
         return _unbound(linear, end=end)
-    steps = _count("steps", steps)
+    steps = whole("steps", steps)
     slope = 1.0 - end
     return _describe(lambda step: 1.0 - slope * step / steps if step < steps else end, linear, steps=steps, end=end)
 
@@ -58,10 +58,10 @@ def cosine(steps=None, end=0.0):
 
     Loshchilov and Hutter 2017 (SGDR), equation 5, without restarts; for restarts join several.
     """
-    end = _number("end", end)
+    end = number("end", end, 0.0)
     if steps is None:
         return _unbound(cosine, end=end)
-    steps = _count("steps", steps)
+    steps = whole("steps", steps)
 
     def factor(step):
         return end + (1.0 - end) * 0.5 * (1.0 + cos(pi * step / steps)) if step < steps else end
@@ -76,10 +76,10 @@ def exponential(steps=None, end=0.01):
 
     The ratio of one step to the next, torch's gamma, is end^(1 / steps).
     """
-    end = _number("end", end, above=True)
+    end = number("end", end, 0.0, above=True)
     if steps is None:
         return _unbound(exponential, end=end)
-    steps = _count("steps", steps)
+    steps = whole("steps", steps)
     return _describe(lambda step: end ** (step / steps) if step < steps else end, exponential, steps=steps, end=end)
 
 
@@ -88,7 +88,7 @@ def step_decay(every, gamma=0.1):
 
     every: steps from one fall to the next, at least 1.  gamma: ratio of a fall, greater than 0.
     """
-    every, gamma = _count("every", every), _number("gamma", gamma, above=True)
+    every, gamma = whole("every", every), number("gamma", gamma, 0.0, above=True)
     return _describe(lambda step: gamma ** (step // every), step_decay, every=every, gamma=gamma)
 
 
@@ -100,7 +100,7 @@ def inverse_sqrt(timescale):
     warmup(W - 1, inverse_sqrt(W)) is the schedule of Vaswani et al. 2017, equation 3, for W warm-up steps, divided by
     its peak.
     """
-    timescale = _count("timescale", timescale)
+    timescale = whole("timescale", timescale)
     return _describe(lambda step: sqrt(timescale / (timescale + step)), inverse_sqrt, timescale=timescale)
 
 
@@ -116,15 +116,13 @@ def one_cycle(steps=None, pct_start=0.3, div_factor=25.0, final_div_factor=1e4):
     Smith and Topin 2018 (super-convergence), with the names and the values of torch's OneCycleLR at two phases; the
     momentum stays as it is.
     """
-    pct_start = _number("pct_start", pct_start)
-    if not pct_start < 1.0:
-        raise ValueError(f"pct_start = {pct_start} is outside [0, 1)")
-    low = 1.0 / _number("div_factor", div_factor, above=True)
-    end = low / _number("final_div_factor", final_div_factor, above=True)
+    pct_start = number("pct_start", pct_start, 0, 1)
+    low = 1.0 / number("div_factor", div_factor, 0.0, above=True)
+    end = low / number("final_div_factor", final_div_factor, 0.0, above=True)
     shape = {"pct_start": pct_start, "div_factor": float(div_factor), "final_div_factor": float(final_div_factor)}
     if steps is None:
         return _unbound(one_cycle, **shape)
-    steps = _count("steps", steps, low=2)
+    steps = whole("steps", steps, 2)
     peak, last = pct_start * steps - 1.0, steps - 1
 
     def factor(step):
@@ -144,10 +142,10 @@ def warmup_stable_decay(warmup, decay, steps=None, end=0.0):
     Hu et al. 2024 (MiniCPM), section 4, who name it and fall exponentially; the straight line is that of Hägele
     et al. 2024, section 4.
     """
-    warmup, decay, end = _count("warmup", warmup, low=0), _count("decay", decay), _number("end", end)
+    warmup, decay, end = whole("warmup", warmup, 0), whole("decay", decay), number("end", end, 0.0)
     if steps is None:
         return _unbound(warmup_stable_decay, warmup=warmup, decay=decay, end=end)
-    steps = _count("steps", steps)
+    steps = whole("steps", steps)
     if steps < warmup + decay:
         raise ValueError(f"steps = {steps} has no room for a warm-up of {warmup} and a decay of {decay}")
     turn = steps - decay
@@ -170,7 +168,7 @@ def warmup(steps, schedule=None):
 
     The form is nanoGPT's: step 0 does not stand still, and the peak, at step `steps`, is not taken twice.
     """
-    steps = _count("steps", steps, low=0)
+    steps = whole("steps", steps, 0)
     schedule = constant() if schedule is None else _function("schedule", schedule)
     if hasattr(schedule, "for_steps"):
         return _unbound(warmup, _rest(steps, lambda rest: warmup(steps, schedule.for_steps(rest))),
@@ -190,7 +188,7 @@ def join(schedules, boundaries):
     boundary, and the last what the boundaries leave of the run.
     """
     schedules = [_function(f"schedules[{i}]", s) for i, s in enumerate(_list("schedules", schedules))]
-    boundaries = [_count(f"boundaries[{i}]", b) for i, b in enumerate(_list("boundaries", boundaries))]
+    boundaries = [whole(f"boundaries[{i}]", b) for i, b in enumerate(_list("boundaries", boundaries))]
     if len(boundaries) != len(schedules) - 1:
         raise ValueError(f"{len(schedules)} schedules need {len(schedules) - 1} boundaries, got {len(boundaries)}")
     starts = [0, *boundaries]
@@ -272,28 +270,11 @@ def _unbound(make, for_steps=None, /, **arguments):
 def _rest(used, bind):
     """A for_steps that hands on what `used` steps leave of a run."""
     def for_steps(n):
-        if _count("steps", n) <= used:
+        if whole("steps", n) <= used:
             raise ValueError(f"a run of {n} steps leaves nothing to a schedule whose last part begins at step {used}")
         return bind(n - used)
 
     return for_steps
-
-
-def _count(name, value, low=1):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < low:
-        raise ValueError(f"{name} = {value} must be at least {low}")
-    return int(value)
-
-
-def _number(name, value, above=False):
-    """`value` as a finite float, at least 0 or `above` it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not isfinite(value) or value < 0.0 or (above and value == 0.0):
-        raise ValueError(f"{name} = {value} must be a finite number {'>' if above else '>='} 0")
-    return float(value)
 
 
 def _function(name, value):

@@ -4,15 +4,16 @@ Both go through the same compiled functions (csrc/loop.pxi), so they give the sa
 of the moves, the guard against divergence, and what is saved; the loop around the compiled chunks is in run.py.
 """
 
-import operator
+import json
 from collections import defaultdict
 from math import inf, isfinite
 
 import numpy as np
 
 from . import _core, checkpoint, models, schedules
+from ._check import MOST_SEED, flag, number, whole
 from .errors import CheckpointError, DivergenceError, OrderError
-from .optim import OPTIMIZERS, Adam
+from .optim import OPTIMIZERS, Adam, Optimizer
 from .run import Pace, Run
 from .tokenizer import CharTokenizer
 
@@ -21,6 +22,8 @@ EVALUATE_PREDICTIONS = 1024      # at a time
 # Stages of a step: what was done last.
 READY, FORWARD, BACKWARD, CLIPPED, STEPPED = "zero_grad()", "forward()", "backward()", "clip_grad_norm()", "step()"
 NEW = "making the Trainer"      # the model may hold gradients of another trainer
+
+MADE_AS = {"model": "a model, such as BigramLM(27)", "optimizer": "an optimizer, such as Adam(lr=0.01)"}
 
 
 class Trainer:
@@ -37,17 +40,6 @@ class Trainer:
     def __init__(
         self, model, optimizer=None, *, tokenizer=None, schedule=None, clip_norm=None, clip_value=None, grad_accum=1
     ):
-        for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if value is not None and not 0.0 < value < inf:
-                raise ValueError(f"{name} = {value} must be a finite number > 0, or None")
-        if clip_norm is not None and clip_value is not None:
-            raise ValueError(f"clip_norm = {clip_norm} and clip_value = {clip_value}: say one of them")
-        if isinstance(grad_accum, bool) or not isinstance(grad_accum, int) or grad_accum < 1:
-            raise ValueError(f"grad_accum = {grad_accum!r} must be an int of at least 1")
-        if schedule is not None and not callable(schedule):
-            raise TypeError(f"schedule must be a function of the step, got {schedule!r}")
-        if schedules.is_maker(schedule):
-            raise TypeError(f"schedule = {schedule.__name__} makes a schedule: call it, {schedule.__name__}(...)")
         self.model = model
         self.optimizer = Adam() if optimizer is None else optimizer
         self.tokenizer = tokenizer
@@ -55,6 +47,7 @@ class Trainer:
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.grad_accum = grad_accum
+        self._check_settings()
         self.steps = 0
         self.history = None
         self.stop_reason = None
@@ -66,6 +59,28 @@ class Trainer:
         self._stage = NEW
         self._micro = 0             # backward passes since zero_grad
         self._norms = []            # of the last steps by hand, for DivergenceError
+
+    def _check_settings(self):
+        """Refuse attributes that are not what they should be, and make numbers plain ones, as a checkpoint needs them;
+        they may have been set since the trainer was made."""
+        if isinstance(self.model, Optimizer) or isinstance(self.optimizer, models.Model):
+            raise TypeError("the optimizer stands where the model should: Trainer(model, optimizer)")
+        for name, kind in (("model", models.Model), ("optimizer", Optimizer)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} = {getattr(self, name)!r:.80} must be {MADE_AS[name]}")
+        if self.tokenizer is not None and not hasattr(self.tokenizer, "encode_docs"):
+            raise TypeError(f"tokenizer = {self.tokenizer!r:.80} must be a tokenizer, such as CharTokenizer(docs)")
+        for name in ("clip_norm", "clip_value"):
+            if getattr(self, name) is not None:
+                setattr(self, name, number(name, getattr(self, name), 0.0, above=True))
+        if self.clip_norm is not None and self.clip_value is not None:
+            raise ValueError(f"clip_norm = {self.clip_norm} and clip_value = {self.clip_value}: say one of them")
+        self.grad_accum = whole("grad_accum", self.grad_accum)
+        if not callable(self.schedule):
+            raise TypeError(f"schedule must be a function of the step, got {self.schedule!r}")
+        if schedules.is_maker(self.schedule):
+            name = self.schedule.__name__
+            raise TypeError(f"schedule = {name} makes a schedule: call it, {name}(...)")
 
     def prepare(self, data, y=None):
         """Documents (or X and y) as compiled data, for fit and evaluate to take many times; and how many were cut.
@@ -124,8 +139,8 @@ class Trainer:
 
         Returns the norm before.  Raises DivergenceError, the gradients untouched, where it is not finite.
         """
-        max_norm = self.clip_norm if max_norm is None else max_norm
-        norm = self._gradient_to_clip("clip_grad_norm", "max_norm", max_norm)
+        max_norm = _limit("max_norm", self.clip_norm if max_norm is None else max_norm)
+        norm = self._gradient_to_clip("clip_grad_norm")
         if norm > max_norm:
             self.loop.scale_grads(max_norm / norm)
         self._stage = CLIPPED
@@ -136,16 +151,14 @@ class Trainer:
 
         Returns the global norm before.  Raises as clip_grad_norm does.
         """
-        max_abs = self.clip_value if max_abs is None else max_abs
-        norm = self._gradient_to_clip("clip_grad_value", "max_abs", max_abs)
+        max_abs = _limit("max_abs", self.clip_value if max_abs is None else max_abs)
+        norm = self._gradient_to_clip("clip_grad_value")
         self.loop.clip_value(max_abs)
         self._stage = CLIPPED
         return norm
 
-    def _gradient_to_clip(self, what, name, limit):
-        """The norm of a finished gradient that may be clipped to `limit`."""
-        if limit is None or not 0.0 < limit < inf:
-            raise ValueError(f"{name} = {limit} must be a finite number > 0")
+    def _gradient_to_clip(self, what):
+        """The norm of a finished gradient that may be clipped."""
         if self._stage not in (BACKWARD, CLIPPED):
             why = "the step has already used the gradients" if self._stage == STEPPED else "there are none to clip"
             raise OrderError(f"{what}() was called after {self._stage}, expected backward(): {why}")
@@ -241,16 +254,15 @@ class Trainer:
         those before the failing step, and OrderError in the middle of a step by hand.
         """
         self._between_steps("fit")
-        lows = {
-            "steps": (steps, 1), "epochs": (epochs, 1), "batch_size": (batch_size, 1), "eval_every": (eval_every, 1),
-            "patience": (patience, 1), "log_every": (log_every, 0), "save_every": (save_every, 1), "seed": (seed, 0),
-        }
-        for name, (value, low) in lows.items():
-            if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__") or value < low):
-                raise ValueError(f"{name} = {value!r} must be an int of at least {low}")
-        steps, epochs, batch_size, eval_every, patience, log_every, save_every, seed = (
-            value if value is None else operator.index(value) for value, _ in lows.values()
+        self._check_settings()
+        optional = {"steps": steps, "epochs": epochs, "eval_every": eval_every, "patience": patience}
+        steps, epochs, eval_every, patience = (
+            None if value is None else whole(name, value) for name, value in optional.items()
         )
+        batch_size, seed = whole("batch_size", batch_size), whole("seed", seed, 0, MOST_SEED)
+        min_delta, restore_best = number("min_delta", min_delta, 0.0), flag("restore_best", restore_best)
+        tol = None if tol is None else number("tol", tol, 0.0)
+        shuffle = None if shuffle is None else flag("shuffle", shuffle)
         if steps is not None and epochs is not None:
             raise ValueError(f"steps = {steps} and epochs = {epochs}: say one of them")
         if validation is None and (patience is not None or restore_best):
@@ -265,6 +277,8 @@ class Trainer:
         per_epoch = -(-data.n_examples // (batch_size * self.grad_accum))
         by_epoch = steps is None and not data.windows
         total = (epochs or 1) * per_epoch if steps is None else steps
+        if total * batch_size * self.grad_accum >= 2**63:
+            raise ValueError(f"{total} steps of {batch_size * self.grad_accum} examples are more than can be counted")
         run = Run(
             self.steps, steps=total, n_examples=data.n_examples, batch_size=batch_size, accumulate=self.grad_accum,
             order=order, seed=seed, epochs=by_epoch, patience=patience, min_delta=min_delta, restore_best=restore_best,
@@ -281,6 +295,7 @@ class Trainer:
         Raises CheckpointError where there is nothing to go on with, or the data are others.
         """
         self._between_steps("resume")
+        self._check_settings()
         if self._run is None:
             raise CheckpointError("there is no run to go on with: call fit")
         data, _ = self.prepare(data, y)
@@ -288,6 +303,12 @@ class Trainer:
         return self._go(self._run, data, validation, callbacks, log_every, save, save_every)
 
     def _go(self, run, data, validation, callbacks, log_every, save, save_every):
+        log_every = None if log_every is None else whole("log_every", log_every, 0)
+        save_every = None if save_every is None else whole("save_every", save_every)
+        if save is not None:
+            save = checkpoint.check_path("save", save)
+            checkpoint.check_folder(save)
+            self._check_can_be_saved()
         if validation is not None:
             validation, _ = self.prepare(*(validation if isinstance(validation, tuple) else (validation,)))
         self._run, self.history, self.total_steps = run, run.history, run.steps
@@ -309,8 +330,10 @@ class Trainer:
         return None if self._run is None else self._run.best_step
 
     def stop(self, reason):
-        """End the running fit after this step; for callbacks."""
-        self.stop_reason = reason
+        """End the running fit after this step, for that reason, a str; for callbacks."""
+        if not isinstance(reason, str) or not reason:
+            raise TypeError(f"reason = {reason!r} must be a str that says why")
+        self.stop_reason = str(reason)
 
     def evaluate(self, data, y=None):
         """The mean loss per prediction (nats per token) over all of the data; the parameters are not touched."""
@@ -332,11 +355,14 @@ class Trainer:
     def save(self, path):
         """Write everything to a checkpoint: parameters, moments, step, schedule, run, history, tokenizer.
 
-        The file is written whole or not at all.  Raises OrderError in the middle of a step by hand, OSError as open
-        does.
+        The file is written whole or not at all.  Raises OrderError in the middle of a step by hand, TypeError for
+        what no checkpoint can bring back (a model, optimiser or tokenizer of a class of your own, notes that are not
+        JSON-able), OSError as open does.
         """
         self._between_steps("save")
-        optimizer = self.optimizer
+        self._check_settings()
+        path, optimizer = checkpoint.check_path("path", path), self.optimizer
+        self._check_can_be_saved()
         arrays = {f"params/{name}": array for name, array in self.model.params.items()}
         arrays |= {f"{slot}/{name}": a for slot, params in optimizer.flats.items() for name, a in params.items()}
         meta = {
@@ -351,6 +377,20 @@ class Trainer:
             run_arrays, meta["run"] = self._run.to_arrays()
             arrays |= {f"run/{name}": array for name, array in run_arrays.items()}
         checkpoint.write(path, arrays, meta)
+
+    def _check_can_be_saved(self):
+        known = {"model": models.CLASSES, "optimizer": OPTIMIZERS, "tokenizer": {"CharTokenizer": CharTokenizer}}
+        for what, classes in known.items():
+            kind = type(getattr(self, what))
+            if classes.get(kind.__name__) is not kind and kind is not type(None):
+                raise TypeError(
+                    f"the {what} is a {kind.__name__}, which cannot be saved: a checkpoint brings back only "
+                    f"{', '.join(classes)}; save model.params yourself"
+                )
+        try:
+            json.dumps(self.notes)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(f"notes = {self.notes!r:.200} cannot be saved as JSON: {error}") from None
 
     @classmethod
     def load(cls, path, schedule=None):
@@ -407,3 +447,8 @@ class Trainer:
         if self._stage not in (NEW, READY, STEPPED):
             why = "a step is unfinished"
             raise OrderError(f"{what}() was called after {self._stage}, expected step() or zero_grad(): {why}")
+
+
+def _limit(name, value):
+    """`value` as a limit to clip to; the look at its type spares number() its microsecond."""
+    return value if type(value) is float and 0.0 < value < inf else number(name, value, 0.0, above=True)

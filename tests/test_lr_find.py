@@ -170,7 +170,7 @@ def test_diverging_at_once():
     ({"lr_max": "1"}, TypeError, "lr_max = '1' is a str"),
     ({"smoothing": 1.0}, ValueError, r"smoothing = 1.0 is outside \[0"),
     ({"steps": 2}, ValueError, "steps = 2 must be an int of at least 3"),
-    ({"steps": 10.0}, ValueError, "steps = 10.0 must be an int of at least 3"),
+    ({"steps": 10.0}, TypeError, "steps = 10.0 must be an int of at least 3"),
     ({"batch_size": 0}, ValueError, "batch_size = 0"),
 ])
 def test_wrong_arguments(options, error, words):

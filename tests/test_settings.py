@@ -1,0 +1,168 @@
+"""Settings of models, optimisers, Trainer and fit: refused before the first step, or trained with, saved and loaded."""
+
+import json
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import fastloop as fl
+
+DOCS = ["anna", "otto", "hannah", "bob"]
+TOK = fl.CharTokenizer(DOCS)
+
+
+class Everything:
+    """Names of arguments, by what takes them."""
+
+    model = ("n_embd", "block_size", "seed", "init_std")
+    adam = ("lr", "betas", "eps", "weight_decay", "no_decay")
+    sgd = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "no_decay")
+    trainer = ("tokenizer", "schedule", "clip_norm", "clip_value", "grad_accum")
+    fit = (
+        "steps", "epochs", "batch_size", "shuffle", "seed", "validation", "eval_every", "patience", "min_delta",
+        "restore_best", "tol", "log_every", "callbacks", "save_every",
+    )
+
+
+VALUES = [
+    None, True, False, np.True_, np.False_, 0, 1, 2, -1, 0.0, -0.0, 0.5, 1.0, 2.5, math.nan, math.inf,
+    -math.inf, 1e-320, 1e308, np.int8(1), np.int64(2), np.uint64(2), np.float16(0.5), np.float32(0.1), np.float64(0.5),
+    np.longdouble(0.5), np.float32("nan"), np.array(2), np.array(0.5), np.array([1.0]), np.datetime64("2026-11-24"),
+    Decimal("0.5"), Fraction(1, 2), 1j, "1", "", b"x", np.str_("wpe"), [], [0.5, 0.5], (np.float32(0.5), 0.9), ["wpe"],
+    ("lm_head", "wpe"), {"a": 1}, 2**63, 10**400, -(10**400), object(), print, DOCS, DOCS[:2], fl.schedules.linear(),
+    fl.schedules.warmup(np.int64(1), fl.schedules.cosine(np.int32(4), np.float32(0.5))), fl.callbacks.Progress(),
+]
+PLACES = [(place, name) for place in ("model", "adam", "sgd", "trainer", "fit") for name in getattr(Everything, place)]
+CHANGES = st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(VALUES)), min_size=1, max_size=2)
+
+
+@pytest.mark.filterwarnings("ignore")       # those of learning rates that are all 0, of NumPy's casts
+@example([(("fit", "restore_best"), 1)])
+@example([(("fit", "tol"), True)])
+@example([(("trainer", "clip_norm"), np.float32(1.0))])
+@example([(("fit", "min_delta"), math.nan)])
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(changes=CHANGES)
+def test_settings_are_refused_before_the_first_step_or_trained_saved_and_loaded(tmp_path_factory, changes):
+    folder = tmp_path_factory.mktemp("settings")
+    given = {place: {name: value for (at, name), value in changes if at == place} for place, _ in PLACES}
+    trainer = None
+    try:
+        model = fl.BigramLM(TOK.vocab_size, **{"n_embd": 4, "block_size": 4, **given["model"]})
+        optimizer = fl.SGD(**{"momentum": 0.5, **given["sgd"]}) if given["sgd"] else fl.Adam(**given["adam"])
+        trainer = fl.Trainer(model, optimizer, **{"tokenizer": TOK, **given["trainer"]})
+        options = {"validation": DOCS[:2], **given["fit"]}
+        if "epochs" not in options:
+            options = {"steps": 3, **options}
+        trainer.fit(DOCS, save=folder / "run.npz", **options)
+    except fl.DivergenceError:
+        trainer.save(folder / "run.npz")
+    except (TypeError, ValueError):
+        assert trainer is None or trainer.steps == 0
+        return
+    assert trainer.steps > 0 or trainer.history.stop_reason == "diverged"
+    schedule = None if hasattr(trainer.schedule, "spec") else trainer.schedule
+    loaded = fl.Trainer.load(folder / "run.npz", schedule)
+    loaded.save(folder / "again.npz")
+    assert (folder / "run.npz").read_bytes() == (folder / "again.npz").read_bytes()
+    for thing in ("model", "optimizer"):
+        one, other = getattr(trainer, thing).config, getattr(loaded, thing).config
+        assert json.dumps(one) == json.dumps(other)
+    _, run = trainer._run.to_arrays()
+    assert json.dumps(run) == json.dumps(loaded._run.to_arrays()[1])
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda t: t.fit(DOCS, steps=1, restore_best=1), "restore_best = 1 must be True or False"),
+    (lambda t: t.fit(DOCS, steps=1, shuffle="no"), "shuffle = 'no' must be True or False"),
+    (lambda t: t.fit(DOCS, steps=1, tol=True), "tol = True is a bool; needed is a number"),
+    (lambda t: t.fit(DOCS, steps=1, save=b"run"), "save = b'run' must be a path"),
+    (lambda t: t.fit(DOCS, steps=1, save=""), "save = '' is not the name of a file"),
+    (lambda t: t.fit(DOCS, steps=1, save="a\0"), r"save = 'a\x00' is not the name of a file"),
+    (lambda t: t.save(""), "path = '' is not the name of a file"),
+    (lambda t: t.stop(b"x"), "reason = b'x' must be a str"),
+    (lambda t: t.stop(""), "reason = '' must be a str"),
+    (lambda t: setattr(t, "clip_norm", Decimal(1)) or t.fit(DOCS, steps=1), "clip_norm = Decimal('1') is a Decimal"),
+    (lambda t: setattr(t, "grad_accum", 1.5) or t.save("x"), "grad_accum = 1.5 must be an int"),
+    (lambda t: t.fit(DOCS, steps=2**62, batch_size=2), "4611686018427387904 steps of 2 examples are more than"),
+    (lambda t: fl.Adam(lr=True), "lr = True is a bool; needed is a number"),
+    (lambda t: fl.Adam(lr=10**400), "is outside [0.0, inf)"),
+    (lambda t: fl.SGD(momentum=0.9, nesterov=1), "nesterov = 1 must be True or False"),
+    (lambda t: fl.MLP([1, 1], activation=np.array(["relu"])), "activation = array(['relu'], dtype='<U4') is not"),
+])
+def test_a_setting_of_a_wrong_kind_is_refused_in_a_sentence(call, words):
+    trainer = fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=TOK)
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call(trainer)
+    assert words in str(caught.value)
+    assert trainer.steps == 0
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    model = fl.LinearRegression(np.int16(1), init_std=np.float32(0.5))
+    optimizer = fl.SGD(lr=np.float32(0.5), momentum=np.float16(0.5), nesterov=np.True_)
+    trainer = fl.Trainer(model, optimizer, clip_norm=np.float32(0.5), grad_accum=np.int64(2))
+    assert type(trainer.clip_norm) is type(optimizer.lr) is type(optimizer.momentum) is float
+    assert optimizer.nesterov is True
+    assert type(trainer.grad_accum) is type(model.n_in) is int
+    del optimizer
+
+
+@pytest.mark.parametrize("folder, error", [(".", IsADirectoryError), ("no/run.npz", FileNotFoundError)])
+def test_a_file_that_could_not_be_written_at_the_end_is_refused_at_the_start(folder, error, tmp_path):
+    trainer = fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=TOK)
+    with pytest.raises(error):
+        trainer.fit(DOCS, steps=3, save=tmp_path / folder)
+    assert trainer.steps == 0
+
+
+class MyModel(fl.BigramLM):
+    pass
+
+
+class MyAdam(fl.Adam):
+    pass
+
+
+class MyTokenizer(fl.CharTokenizer):
+    pass
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: fl.Trainer(MyModel(TOK.vocab_size), tokenizer=TOK), "the model is a MyModel, which cannot be saved"),
+    (lambda: fl.Trainer(fl.BigramLM(TOK.vocab_size), MyAdam(), tokenizer=TOK), "the optimizer is a MyAdam"),
+    (lambda: fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=MyTokenizer(DOCS)), "the tokenizer is a MyTokenizer"),
+])
+def test_what_no_checkpoint_brings_back_trains_but_is_not_saved(make, words, tmp_path):
+    trainer = make()
+    for call in (lambda: trainer.fit(DOCS, steps=2, save=tmp_path / "run.npz"), lambda: trainer.save(tmp_path / "x")):
+        with pytest.raises(TypeError, match=words):
+            call()
+        assert trainer.steps == 0
+    assert len(trainer.fit(DOCS, steps=2)) == 2
+
+
+@pytest.mark.parametrize("notes", [{"a": {1, 2}}, {"a": b"x"}, {(1, 2): 3}, object()])
+def test_notes_that_no_file_can_hold_are_refused_before_the_work(notes, tmp_path):
+    trainer = fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=TOK)
+    trainer.notes = notes
+    with pytest.raises(TypeError, match=r"notes = .* cannot be saved as JSON"):
+        trainer.fit(DOCS, steps=2, save=tmp_path / "run.npz")
+    assert trainer.steps == 0
+    trainer.notes = {"a": [1, None, "x"]}
+    trainer.fit(DOCS, steps=2, save=tmp_path / "run.npz")
+    assert fl.Trainer.load(tmp_path / "run.npz").notes == trainer.notes
+
+
+def test_the_model_and_the_optimizer_the_wrong_way_round():
+    with pytest.raises(TypeError, match=r"the optimizer stands where the model should: Trainer\(model, optimizer\)"):
+        fl.Trainer(fl.Adam(), fl.BigramLM(3))
+    with pytest.raises(TypeError, match="model = 3 must be a model"):
+        fl.Trainer(3)
+    with pytest.raises(TypeError, match="optimizer = 'adam' must be an optimizer"):
+        fl.Trainer(fl.BigramLM(3), "adam")
