@@ -27,6 +27,9 @@ cdef class ArrayData(Data):
                     raise IndexError(f"y[{i}] = {classes[i]} is negative")
                 self.largest_class = max(self.largest_class, classes[i])
 
+    def __reduce__(self):
+        return remade("ArrayData", (as_array(self.X), as_array(self.targets), as_array(self.classes)))
+
     def fingerprint(self):
         checksum = crc32(self.X, self.n_in)
         if self.targets is not None:
@@ -58,6 +61,9 @@ cdef class ArrayBatch(Batch):
         self.data = data
         self.work = Buffer()
 
+    def __reduce__(self):
+        return remade("ArrayBatch", (self.data,), self.taken)
+
     def take(self, const int64_t[::1] indices not None, double total):
         """Fill with these rows; for a batch made by hand (fit fills in compiled code)."""
         cdef Py_ssize_t i, count = indices.shape[0]
@@ -67,6 +73,7 @@ cdef class ArrayBatch(Batch):
         self.reserve(count)
         if count:
             self.fill(&indices[0], count, total)
+        self.taken = bytes(indices), total
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
         cdef Py_ssize_t n = round8(examples), ld = padded(self.data.n_in)

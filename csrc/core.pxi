@@ -16,6 +16,7 @@
 #
 # No list comprehensions: where one runs out of memory, Cython 3.3 frees the item at hand twice.
 
+from _thread import get_ident
 from zlib import crc32
 
 from cpython.buffer cimport (

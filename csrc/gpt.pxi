@@ -342,11 +342,14 @@ cdef class GPT(LanguageModel):
         for b in range(B):
             if not 0 <= tokens[b] < self.V:
                 raise IndexError(f"tokens[{b}] = {tokens[b]} is outside [0, {self.V})")
+        check_free("generate_step()", self.busy)
         self.cache.reserve(16 * self.n_layer * self.T * self.D)
         self.scratch.reserve(8 * (9 * self.D + self.ld + 1 + self.T + self.V))
+        self.busy = True
         with nogil:
             self.generate_panel(&tokens[0], B, position)
             transpose_panel(self.scratch.data, B, self.V, &logits[0, 0], self.V)
+        self.busy = False
         self.cached = position + 1
 
     cdef void generate_panel(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position) noexcept nogil:

@@ -53,10 +53,12 @@ cdef class LanguageModel(Model):
     def logits_of(self, Batch batch not None, double[:, ::1] logits not None):
         """logits (N, V) of a batch's predictions; what the last forward left for backward is lost."""
         cdef Py_ssize_t v, v_tile, p, rows, tokens
+        check_free("logits_of()", self.busy)
         self.bind(batch, batch.n_predictions)
         if logits.shape[0] != self.tokens.N or logits.shape[1] != self.V:
             raise ValueError(f"logits has shape ({logits.shape[0]}, {logits.shape[1]}); "
                              f"needed is ({self.tokens.N}, {self.V})")
+        self.busy = True
         with nogil:
             self.forward()
             for p in range(tiles(self.tokens.N, 8)):
@@ -66,6 +68,7 @@ cdef class LanguageModel(Model):
                     rows = min(self.V - v, V_TILE)
                     logits_tile(self.x_panels + 8 * p * self.D, self.lm_head + v * self.D, rows, self.D, self.logits)
                     transpose_panel(self.logits, tokens, rows, &logits[8 * p, v], self.V)
+        self.busy = False
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
         cdef Py_ssize_t N = round8(predictions)

@@ -5,53 +5,94 @@ cdef class Loop:
     """A model and an optimiser over the same buffers."""
     cdef readonly Model model
     cdef readonly Optimizer optimizer
+    cdef Gate gate              # of the model, or None where the loop only evaluates
     cdef Buffer partial
     cdef readonly double loss   # of the last forward
     cdef readonly double norm   # of the last gradient, before clipping
 
-    def __init__(self, Model model not None, Optimizer optimizer):
+    def __init__(self, Model model not None, Optimizer optimizer, Gate gate=None):
         self.model = model
         self.optimizer = optimizer
+        self.gate = gate
         self.partial = Buffer()
         self.partial.reserve(model.size // NORM_BLOCK + 1)
 
+    def __reduce__(self):
+        return not_copied(self)
+
+    cdef inline int enter(self, str move) except -1:
+        """Raise OrderError where the model or its workspace is another's at the moment."""
+        check_free(move, self.model.busy)
+        if self.gate is not None and self.gate.run is not None:
+            self.gate.check(move)
+        return 0
+
     def zero_grad(self):
+        self.enter("zero_grad()")
+        self.zero()
+
+    def clear(self):
+        """zero_grad, for the run that has the model to itself."""
+        check_free("a run", self.model.busy)
+        self.zero()
+
+    cdef inline void zero(self) noexcept:
+        self.model.busy = True
         with nogil:
             memset(self.model.grads, 0, self.model.size * 8)
+        self.model.busy = False
 
     def forward(self, Batch batch not None):
+        self.enter("forward()")
         self.model.bind(batch, batch.n_predictions)
+        self.model.busy = True
         with nogil:
             self.loss = self.model.forward()
+        self.model.busy = False
         return self.loss
 
     def backward(self):
-        self.model.add = True
+        self.enter("backward()")
+        self.model.busy = self.model.add = True
         with nogil:
             self.model.backward()
+        self.model.busy = False
 
     def grad_norm(self):
+        self.enter("clipping or step()")
+        self.model.busy = True
         with nogil:
             self.norm = norm2(self.model.grads, self.model.size, self.partial.data)
+        self.model.busy = False
         return self.norm
 
     def scale_grads(self, double scale):
         cdef Py_ssize_t i
         cdef double *grads = self.model.grads
+        self.enter("clipping or step()")
+        self.model.busy = True
         with nogil:
             for i in range(self.model.size):
                 grads[i] *= scale
+        self.model.busy = False
 
     def clip_value(self, double limit):
         """Bring every gradient into [-limit, limit]; return how many were outside."""
         cdef Py_ssize_t outside
+        self.enter("clip_grad_value()")
+        self.model.busy = True
         with nogil:
             outside = clip_values(self.model.grads, self.model.size, limit)
+        self.model.busy = False
         return outside
 
     def step(self, double lr, double grad_scale=1.0):
+        self.enter("step()")
+        check_free("step()", self.optimizer.busy)
+        self.model.busy = self.optimizer.busy = True
         with nogil:
             self.optimizer.update(lr, grad_scale)
+        self.model.busy = self.optimizer.busy = False
 
     def total_loss(self):
         """The sum of the last forward's losses, each prediction weighing 1."""
@@ -84,7 +125,9 @@ cdef class Loop:
                 raise ValueError(f"step {s} has no examples")
         for j in range(splits.shape[0] - 1):
             longest = max(longest, splits[j + 1] - splits[j])
+        check_free("a run", self.model.busy or self.optimizer.busy)
         self.model.bind(batch, batch.reserve(longest))
+        self.model.busy = self.optimizer.busy = True
         s = 0
         with nogil:
             while s < steps:
@@ -115,5 +158,6 @@ cdef class Loop:
                 self.optimizer.update(lrs[s], scale)
                 s += 1
             memset(self.model.grads, 0, self.model.size * 8)
+        self.model.busy = self.optimizer.busy = False
         self.loss, self.norm = loss, norm
         return s

@@ -29,6 +29,27 @@ cdef class Buffer:
         return 0
 
 
+cdef int refuse(str what, str why) except -1:
+    """Raise OrderError; a call, so that the path that is taken every time stays short."""
+    from fastloop.errors import OrderError
+
+    raise OrderError(f"{what} was called while {why}, expected after its end")
+
+
+cdef inline int check_free(str what, bint busy) except -1:
+    """Raise OrderError where compiled code is at work on the same memory without the GIL, for another Python thread.
+
+    Whoever lets go of the GIL looks at `busy` first and then sets it, both while holding the GIL.
+    """
+    return refuse(what, "another Python thread is in a call on the same object") if busy else 0
+
+
+cdef object not_copied(made):
+    """Raise TypeError: its pointers lead into buffers that a copy would have to share."""
+    name = type(made).__name__
+    raise TypeError(f"a {name} is compiled and cannot be copied or pickled; copy the Trainer or the model")
+
+
 cdef inline Py_ssize_t round8(Py_ssize_t n) noexcept nogil:
     return (n + 7) & ~<Py_ssize_t>7
 

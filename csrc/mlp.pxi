@@ -135,11 +135,14 @@ cdef class MLP(Model):
         cdef Py_ssize_t n
         if out.shape[0] != batch.n_examples or out.shape[1] != last.n_out:
             raise ValueError(f"out ({out.shape[0]}, {out.shape[1]}) must be ({batch.n_examples}, {last.n_out})")
+        check_free("predict()", self.busy)
         self.bind_inputs(batch, batch.n_predictions)
+        self.busy = True
         with nogil:
             self.forward_all(False)
             for n in range(self.rows.N):
                 memcpy(&out[n, 0], last.z + n * last.ld, last.n_out * 8)
+        self.busy = False
 
     cdef Py_ssize_t work_for(self, Py_ssize_t rows) noexcept nogil:
         """Floating-point operations of one pass over so many rows."""

@@ -1,5 +1,37 @@
 # What every model offers the loop.
 
+cdef class Gate:
+    """Who is at work on a model: one run at a time.  The loops of all its trainers look before each move."""
+    cdef readonly object run        # (what, Python thread), or None
+
+    def close(self, str what not None):
+        """Enter a run, and return True; False where the caller's thread is in lr_find, which the run is a part of.
+
+        Raises OrderError where another run is at work.
+        """
+        if self.run is not None:
+            self.check(what)
+            return False
+        self.run = (what, get_ident())
+        return True
+
+    def __reduce__(self):
+        return not_copied(self)
+
+    def open(self):
+        self.run = None
+
+    def check(self, str what not None):
+        """Raise OrderError where a run is at work, and `what` is no part of it."""
+        if self.run is not None and self.run != ("lr_find()", get_ident()):
+            refuse(what, f"{self.run[0]} is running on this model")
+
+    def check_whole(self, str what not None):
+        """Raise OrderError where a run is at work in another thread: between two steps it is not seen from there."""
+        if self.run is not None and self.run[1] != get_ident():
+            refuse(what, f"{self.run[0]} is running on this model in another thread")
+
+
 cdef class Model:
     """Parameters and gradients as flat buffers, and the two passes over them.
 
@@ -13,6 +45,7 @@ cdef class Model:
     cdef Buffer work
     cdef Batch batch
     cdef double *losses                     # (predictions,) of the last forward, nats
+    cdef bint busy                          # whether a pass is at work; see check_free
     cdef bint add                           # whether backward adds to grads, or overwrites what is there
 
     def __init__(self, const double[::1] params not None, double[::1] grads not None):
@@ -24,6 +57,9 @@ cdef class Model:
         self.params = &params[0]
         self.grads = &grads[0]
         self.work = Buffer()
+
+    def __reduce__(self):
+        return not_copied(self)
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
         """Take the batch that the next passes read, and make room for so many predictions."""

@@ -18,6 +18,7 @@ cdef class Optimizer:
     cdef Buffer partial         # for the norm
     cdef object kept            # the arrays, so that they outlive the pointers
     cdef public int64_t t       # steps taken
+    cdef bint busy              # whether a step is at work; see check_free
 
     def __init__(self, list params not None, list states not None, list decays not None, list grads=None):
         """params: arrays of n values; of each, states: a list of arrays (n,); decays: its weight decay.
@@ -46,6 +47,9 @@ cdef class Optimizer:
             if grads is not None:
                 s.grad = self.pointer(grads[i], s.n)
 
+    def __reduce__(self):
+        return not_copied(self)
+
     cdef double *pointer(self, double[::1] array, Py_ssize_t n) except? NULL:
         if array is None or array.shape[0] != n:
             raise ValueError(f"an array of {n} values expected")
@@ -63,6 +67,8 @@ cdef class Optimizer:
         cdef double norm
         if len(grads) != self.count:
             raise ValueError(f"{len(grads)} gradients for {self.count} arrays")
+        check_free("step(grads)", self.busy)
+        self.busy = True
         try:
             for i in range(self.count):
                 if not self.view(i, grads[i]):
@@ -82,6 +88,7 @@ cdef class Optimizer:
             with nogil:
                 self.update(lr, 1.0)
         finally:
+            self.busy = False
             for j in range(taken):
                 PyBuffer_Release(&self.views[j])
 
@@ -106,8 +113,11 @@ cdef class Optimizer:
 
     def step(self, double lr):
         """One step from the gradients, which are left as they are."""
+        check_free("step()", self.busy)
+        self.busy = True
         with nogil:
             self.update(lr, 1.0)
+        self.busy = False
 
     cdef void update(self, double lr, double grad_scale) noexcept nogil:
         """One step; the gradient is multiplied by grad_scale as it is read."""

@@ -1,9 +1,27 @@
 # What a step is computed from: documents as token ids, and a batch of them packed end to end.
 
+# Data never change once they are made, so a copy is the same object.  What pickle keeps is what they were made of, and
+# _core finds the class: the variant that reads it may be another, on another CPU.
+
+cdef tuple remade(str name, tuple arguments, tuple taken=None):
+    """What __reduce__ returns."""
+    from fastloop import _core
+
+    return _core.remade, (name, arguments, taken)
+
+
+cdef object as_array(view):
+    """A memoryview as a NumPy array over the same memory; None stays."""
+    from numpy import asarray
+
+    return None if view is None else asarray(view)
+
+
 cdef class Batch:
     """What one forward pass reads.  A model states which kind it takes."""
     cdef readonly Py_ssize_t n_examples         # documents, or rows of X
     cdef readonly Py_ssize_t n_predictions      # losses that the model computes: tokens, or rows
+    cdef tuple taken                            # (indices as bytes, total) that take was given, for a copy
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
         """Make room for so many examples, so that fill need not allocate; return how many predictions they can give."""
@@ -23,6 +41,12 @@ cdef class Data:
 
     def __cinit__(self):
         self.stride = 1
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
 
     def predictions(self, const int64_t[::1] indices not None):
         """How many predictions these examples give."""
@@ -69,6 +93,9 @@ cdef class TokenData(Data):
                 raise ValueError(f"starts[{i + 1}] = {starts[i + 1]} must be greater than {starts[i]}")
             self.longest = max(self.longest, self.length(i))
 
+    def __reduce__(self):
+        return remade("TokenData", (as_array(self.ids), as_array(self.starts), self.block_size))
+
     def fingerprint(self):
         if self.checksum is None:
             self.checksum = crc32(b"windows" if self.windows else self.starts, crc32(self.ids, self.block_size))
@@ -107,6 +134,9 @@ cdef class TokenBatch(Batch):
         self.data = data
         self.work = Buffer()
 
+    def __reduce__(self):
+        return remade("TokenBatch", (self.data,), self.taken)
+
     def take(self, const int64_t[::1] indices not None, double total):
         """Fill with these documents; for a batch made by hand (fit fills in compiled code)."""
         cdef Py_ssize_t i, count = indices.shape[0]
@@ -116,6 +146,7 @@ cdef class TokenBatch(Batch):
         self.reserve(count)
         if count:
             self.fill(&indices[0], count, total)
+        self.taken = bytes(indices), total
 
     def arrays(self):
         """Copies of (inputs, targets, positions, weights), each (N,), as lists."""

@@ -1,4 +1,4 @@
-"""Arrays X and y as the models over arrays read them: checked, and copied only where a conversion needs it."""
+"""Arrays X and y as the models over arrays read them: copied, then checked."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from ._core import variant
 
 
 def pack_arrays(X, y, n_in, n_out, classes):
-    """X and y in the layout that the compiled models read, an ArrayData.
+    """X and y in the layout that the compiled models read, an ArrayData over copies of them: it never changes.
 
     X: (N, n_in), or (N,) where n_in is 1; N at least 1.  y: with `classes` (N,) integers in [0, n_out), else
     (N, n_out), or (N,) where n_out is 1; None where only predictions are wanted.
@@ -29,7 +29,7 @@ def _matrix(name, value, columns):
         array = array.reshape(-1, 1)
     if array.ndim != 2 or array.shape[1] != columns or not len(array):
         raise ValueError(f"{name} has shape {shape}, expected (N, {columns}) with N of at least 1")
-    array = np.require(array, np.float64, ["C", "ALIGNED"])
+    array = np.array(array, np.float64, order="C")      # a copy, so what is checked now is what is read later
     finite = np.isfinite(array)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
@@ -39,7 +39,7 @@ def _matrix(name, value, columns):
 
 
 def _class_ids(value, n_classes):
-    array = np.asarray(value)
+    array = np.array(value)
     if array.dtype.kind not in "iub":
         raise TypeError(f"y must hold class ids, which are integers, got {array.dtype}")
     if array.ndim != 1:

@@ -25,6 +25,11 @@ class DivergenceError(FastloopError, ArithmeticError):
         self.step, self.loss, self.norm, self.lr = step, loss, norm, lr
         self.last_norms, self.history = list(last_norms), history
 
+    def __reduce__(self):
+        # Without this, pickle would call it with the message alone, and a process pool wait for ever.
+        arguments = (*self.args, self.step, self.loss, self.norm, self.lr, self.last_norms, self.history)
+        return type(self), arguments, vars(self)
+
 
 class CheckpointError(FastloopError, ValueError):
     """A checkpoint cannot be read, or does not fit what it is loaded into; the message says why."""

@@ -1,5 +1,6 @@
 """What a run records, and its way to and from files.  Drawing it is in plot.py, judging it in diagnose.py."""
 
+import copy
 import json
 import time
 
@@ -34,6 +35,18 @@ class History:
         self.predictions = self.cut = 0
         self.stop_reason = None
         self.interrupted = False
+
+    def __getstate__(self):
+        # The clock of this process means nothing in another: what goes along is the time that has passed.
+        columns = {name: getattr(self, name).copy() for name in self.columns}
+        return {**vars(self), "_columns": columns, "_began": time.perf_counter() - self._began}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._began = time.perf_counter() - state["_began"]
+
+    def __copy__(self):
+        return copy.deepcopy(self)      # two that share columns would write over each other's
 
     def __len__(self):
         return self._size

@@ -4,6 +4,7 @@ import numpy as np
 
 from ._check import number, whole
 from .errors import DivergenceError
+from .trainer import Alone
 
 BLOWN_UP = 4.0      # times the lowest smoothed loss: there the test ends
 
@@ -54,7 +55,12 @@ def lr_find(
     lr_min = number("lr_min", lr_min, 0.0, above=True)
     lr_max = number("lr_max", lr_max, lr_min, above=True)
     smoothing, steps = number("smoothing", smoothing, 0.0, 1.0), whole("steps", steps, 3)
-    trainer._between_steps("lr_find")
+    trainer._between_steps("lr_find()")
+    with Alone(trainer.model, "lr_find()"):
+        return _find(trainer, data, y, lr_min, lr_max, steps, batch_size, shuffle, seed, smoothing)
+
+
+def _find(trainer, data, y, lr_min, lr_max, steps, batch_size, shuffle, seed, smoothing):
     optimizer, params, first = trainer.optimizer, trainer.model.params.flat, trainer.steps
     # What fit rebinds is an attribute of the trainer; what it writes into is copied.
     attributes, state, values = dict(vars(trainer)), optimizer.state_dict(), params.copy()

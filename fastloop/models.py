@@ -1,5 +1,6 @@
 """Models: configuration, initial weights, and the wiring to their compiled passes.  No training logic lives here."""
 
+import copy
 from itertools import pairwise
 
 import numpy as np
@@ -26,7 +27,25 @@ class Model:
         seed, init_std = checked_seed(seed), number("init_std", init_std, 0.0)
         self.params = Params(shapes)
         self.grads = Params(shapes)
+        self.gate = _core.variant.Gate()
         self.params.flat[:] = np.random.default_rng(seed).normal(0.0, init_std, self.num_params)
+
+    def __setattr__(self, name, value):
+        # Compiled passes and optimisers point into this buffer, and would not follow.
+        if name == "params" and name in vars(self):
+            raise AttributeError("params stays the model's own: write into it, model.params.flat[:] = values")
+        super().__setattr__(name, value)
+
+    def __getstate__(self):
+        self.gate.check_whole("copying or pickling a model")
+        return {name: value for name, value in vars(self).items() if name != "gate"}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.gate = _core.variant.Gate()
+
+    def __copy__(self):
+        return copy.deepcopy(self)      # half a copy would train the original
 
     @property
     def num_params(self):
@@ -127,15 +146,16 @@ class LanguageModel(Model):
             begin = known or tokenizer.encode("\n" if "\n" in tokenizer.chars else tokenizer.chars[0])
             count = whole("length", length)
         rng = np.random.default_rng(seed)
+        next_logits = self.stepper()
         texts = []
         for first in range(0, n, SIDE_BY_SIDE):
             # Row by row: what a document draws depends neither on its neighbours nor on n.
             u = rng.random((min(SIDE_BY_SIDE, n - first), count))
-            ids = self._continue(begin, u, tokenizer, length is not None, temperature, top_k, top_p)
+            ids = self._continue(next_logits, begin, u, tokenizer, length is not None, temperature, top_k, top_p)
             texts += [prompt + tokenizer.decode(row) for row in ids]
         return texts
 
-    def _continue(self, begin, u, tokenizer, stream, temperature, top_k, top_p):
+    def _continue(self, next_logits, begin, u, tokenizer, stream, temperature, top_k, top_p):
         """The ids that the uniform numbers u (B, count) choose after `begin`, for each of B documents; up to its BOS,
         or, of a stream, all."""
         B, count = u.shape
@@ -149,7 +169,7 @@ class LanguageModel(Model):
             if at - first > self.block_size:
                 first = read = at - max(1, self.block_size // 2)
             for i in range(read, at):
-                logits = self.next_logits(drawn[i], i - first)
+                logits = next_logits(drawn[i], i - first)
             read = at
             logits = logits[:, : tokenizer.vocab_size]
             if stream:
@@ -161,10 +181,11 @@ class LanguageModel(Model):
                     break
         return [drawn[len(begin) : len(begin) + end, b] for b, end in enumerate(ends)]
 
-    def next_logits(self, tokens, position):
-        """logits (B, V) after `tokens` (B,) of up to SIDE_BY_SIDE documents, all at `position`.
+    def stepper(self):
+        """A function next_logits(tokens, position), with whatever state it has to itself.
 
-        Called for positions 0, 1, ... in turn.  A row's bits do not depend on the others.
+        It returns the logits (B, V) after `tokens` (B,) of up to SIDE_BY_SIDE documents, all at `position`, good until
+        its next call.  It is called for positions 0, 1, ... in turn.  A row's bits do not depend on the others.
         """
         raise NotImplementedError
 
@@ -212,10 +233,15 @@ class BigramLM(LanguageModel):
     def make_core(self):
         return _core.variant.Bigram(self.params.flat, self.grads.flat, self.vocab_size, self.n_embd, self.block_size)
 
-    def next_logits(self, tokens, position):
-        with np.errstate(over="ignore", invalid="ignore"):      # `sample` looks
-            x = self.params["wte"][tokens] + self.params["wpe"][position]
-            return (self.params["lm_head"] @ x[:, :, None])[:, :, 0]    # a product for each row: see its bits
+    def stepper(self):
+        wte, wpe, lm_head = self.params["wte"], self.params["wpe"], self.params["lm_head"]
+
+        def next_logits(tokens, position):
+            with np.errstate(over="ignore", invalid="ignore"):      # `sample` looks
+                x = wte[tokens] + wpe[position]
+                return (lm_head @ x[:, :, None])[:, :, 0]   # a product for each row: see its bits
+
+        return next_logits
 
 
 class GPT(LanguageModel):
@@ -242,8 +268,6 @@ class GPT(LanguageModel):
             shapes |= {f"layer{i}.mlp_fc1": (4 * D, D), f"layer{i}.mlp_fc2": (D, 4 * D)}
         shapes["lm_head"] = (V, D)
         super().__init__(shapes, seed, init_std)
-        self._generating = self.make_core()
-        self._logits = np.empty((SIDE_BY_SIDE, V))
 
     def make_core(self):
         return _core.variant.GPT(
@@ -251,10 +275,15 @@ class GPT(LanguageModel):
             self.vocab_size, self.n_embd, self.block_size, self.n_layer, self.n_head,
         )
 
-    def next_logits(self, tokens, position):
-        logits = self._logits[: len(tokens)]
-        self._generating.generate_step(tokens, position, logits)
-        return logits
+    def stepper(self):
+        # A core has one cache of keys and values, so each call of generate, in whichever thread, makes its own.
+        core, logits = self.make_core(), np.empty((SIDE_BY_SIDE, self.vocab_size))
+
+        def next_logits(tokens, position):
+            core.generate_step(tokens, position, logits[: len(tokens)])
+            return logits[: len(tokens)]
+
+        return next_logits
 
 
 class MLP(Model):

@@ -4,6 +4,7 @@ The same object serves a model under a Trainer (`fl.Adam(lr=0.01)`) or the user'
 (`fl.Adam(params=[w, b])`, then `opt.step([gw, gb])`).  Argument names, defaults and state_dict() are torch.optim's.
 """
 
+import copy
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +24,10 @@ class Optimizer:
     name), or places in the list.
 
     lr may be set at any time; every other hyperparameter is fixed when the optimiser is made.
+
+    A copy, or what pickle brings back, has moments of its own.  That of a Trainer's optimiser serves the copy of the
+    Trainer; alone it is free, and goes on from its moments with the next model of those shapes that a Trainer binds it
+    to.  That of an optimiser of arrays serves copies of the arrays: those copied with it, as deepcopy((arrays, opt)).
     """
 
     hyper = ()      # names of the hyperparameters beside lr and weight_decay, as attributes and in state_dict()
@@ -36,6 +41,8 @@ class Optimizer:
         self.weight_decay = number("weight_decay", weight_decay, 0.0)
         self.no_decay = tuple(no_decay)
         self._core = None       # the compiled optimiser, once there is something to update
+        self._t = 0             # steps taken, as long as there is none
+        self._given = None      # params, as the user's own objects
         self.model = None
         self.flats = {}         # slot -> Params in the model's shapes
         self._params = None
@@ -62,18 +69,45 @@ class Optimizer:
     @property
     def t(self):
         """Steps taken."""
-        return 0 if self._core is None else self._core.t
+        return self._t if self._core is None else self._core.t
 
     @t.setter
     def t(self, value):
-        self._core.t = value
+        if self._core is None:
+            self._t = value
+        else:
+            self._core.t = value
 
-    def _take(self, params):
-        """Serve these arrays."""
+    def __getstate__(self):
+        if hasattr(self.model, "gate"):
+            self.model.gate.check_whole("copying or pickling an optimiser")
+        state = {**vars(self), "_core": None, "_t": self.t, "model": None, "_params": None}
+        if self.model is not None:
+            state["_state"] = []        # views into flats
+        return state
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        if self._given is not None:
+            self._take(self._given, self._state)
+        else:
+            self._state = self._views() or [{} for _ in self._decays]
+
+    def __copy__(self):
+        return copy.deepcopy(self)      # half a copy would share the moments and not the step count
+
+    def _views(self):
+        """The moments of each tensor, in `flats`."""
+        names = next(iter(self.flats.values()), ())
+        return [{slot: params[name] for slot, params in self.flats.items()} for name in names]
+
+    def _take(self, params, state=None):
+        """Serve these arrays, with new moments or those of `state`."""
         if hasattr(params, "__array__") or not hasattr(params, "__iter__"):
             hint = " (for a learning rate say lr=...)" if isinstance(params, float) else ""
             raise TypeError(f"params is one {type(params).__name__}; needed is a list of arrays, such as [w, b]{hint}")
-        self._params = [_tensor(f"params[{i}]", p, None, True) for i, p in enumerate(params)]
+        self._given = list(params)
+        self._params = [_tensor(f"params[{i}]", p, None, True) for i, p in enumerate(self._given)]
         if not self._params:
             raise ValueError("params is empty")
         # Sorted by address, an array can overlap none but its neighbours.
@@ -85,10 +119,11 @@ class Optimizer:
         for i in self.no_decay:
             if i not in places:
                 raise ValueError(f"no_decay = {i!r} is not a place in a list of {len(places)} arrays")
-        self._state = [{slot: np.zeros(p.shape) for slot in self.slots} for p in self._params]
+        self._state = state or [{slot: np.zeros(p.shape) for slot in self.slots} for p in self._params]
         self._decays = [0.0 if i in self.no_decay else self.weight_decay for i in places]
         states = [[array.reshape(-1) for array in slots.values()] for slots in self._state]
         self._core = self._make_core(self._params, states, self._decays, None)
+        self._core.t = self._t
 
     def bind(self, model):
         """Take over a model's buffers; the Trainer calls this.  Binding to the same model again changes nothing."""
@@ -98,13 +133,17 @@ class Optimizer:
             return self._core
         if self.model is not None:
             raise ValueError("this optimiser already serves another model; make one for each")
-        names = list(model.params)
+        names, shapes = list(model.params), model.params.shapes
+        for slot, params in self.flats.items():
+            if params.shapes != shapes:
+                held = f"this optimiser holds {slot} of {params!r}"
+                raise ValueError(f"{held}, the model is {model.params!r}; make a new one")
         for n in self.no_decay:
             if not any(_means(n, name) for name in names):
                 raise ValueError(f"no_decay = {n!r} is not one of {', '.join(names)}")
         self._decays = [0.0 if any(_means(n, name) for n in self.no_decay) else self.weight_decay for name in names]
-        self.flats = {slot: Params(model.params.shapes) for slot in self.slots}
-        self._state = [{slot: self.flats[slot][name] for slot in self.slots} for name in names]
+        self.flats = self.flats or {slot: Params(shapes) for slot in self.slots}
+        self._state = self._views() or [{} for _ in names]
         edges, decays = [0], []         # neighbours of one decay are updated as one array
         for name, decay in zip(names, self._decays, strict=True):
             if not decays or decays[-1] != decay:
@@ -115,6 +154,7 @@ class Optimizer:
         states = [[self.flats[slot].flat[piece] for slot in self.slots] for piece in pieces]
         params, grads = ([flat[piece] for piece in pieces] for flat in (model.params.flat, model.grads.flat))
         self._core = self._make_core(params, states, decays, grads)
+        self._core.t = self._t
         self.model = model
         return self._core
 
@@ -174,6 +214,8 @@ class Optimizer:
         lr is taken over too; the other hyperparameters must be those of this optimiser.  torch's SGD keeps no step
         count: t is then 1.  Raises KeyError, TypeError or ValueError before any change.
         """
+        if hasattr(self.model, "gate"):
+            self.model.gate.check("load_state_dict()")
         if not self._state:
             raise ValueError("bind the optimiser to a model first (fl.Trainer(model, opt)), then load its state")
         groups, n = state_dict["param_groups"], len(self._state)

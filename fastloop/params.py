@@ -18,17 +18,34 @@ def aligned_zeros(n):
 class Params(Mapping):
     """Tensors by name, all of them views into `flat`.
 
-    shapes: dict of name -> shape, in the order of memory.  `params["wte"][...] = x` and `params["wte"] = x` both write
-    into the buffer; the buffer itself never moves.
+    shapes: dict of name -> shape, in the order of memory.  `params["wte"][...] = x`, `params["wte"] = x` and
+    `params.flat = x` all write into the buffer; the buffer itself never moves.  A copy, or what pickle brings back, has
+    a buffer and views of its own.
     """
 
     def __init__(self, shapes):
         self.shapes = dict(shapes)
-        self.flat = aligned_zeros(sum(prod(shape) for shape in self.shapes.values()))
+        self._flat = aligned_zeros(sum(prod(shape) for shape in self.shapes.values()))
         self._views, start = {}, 0
         for name, shape in self.shapes.items():
             self._views[name] = self.flat[start : start + prod(shape)].reshape(shape)
             start += prod(shape)
+
+    @property
+    def flat(self):
+        """The whole buffer, a float64 array."""
+        return self._flat
+
+    @flat.setter
+    def flat(self, value):
+        value = np.asarray(value)
+        if value.shape != self._flat.shape:
+            raise ValueError(f"flat has shape {self._flat.shape}, got {value.shape}")
+        self._flat[...] = value
+
+    def __reduce__(self):
+        # Copied one by one, the views would part from the buffer.
+        return _filled, (type(self), self.shapes, self._flat)
 
     def __getitem__(self, name):
         try:
@@ -50,3 +67,10 @@ class Params(Mapping):
 
     def __repr__(self):
         return f"Params({', '.join(f'{name} {shape}' for name, shape in self.shapes.items())})"
+
+
+def _filled(cls, shapes, values):
+    """Params of these shapes with copies of these values."""
+    params = cls(shapes)
+    params.flat[:] = values
+    return params

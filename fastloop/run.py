@@ -18,6 +18,7 @@ from .config import MAX_THREADS, get_num_threads
 from .errors import CheckpointError
 from .history import History
 from .sampler import Sampler
+from .schedules import plain
 
 # Compiled code answers Ctrl-C between chunks: one should take about this long, and at first be a guess.
 CHUNK_SECONDS = 0.04
@@ -92,6 +93,7 @@ class Run:
         schedule, origin = trainer.schedule, 0
         if hasattr(schedule, "for_steps"):
             schedule, origin = schedule.for_steps(self.steps), self.start
+        factor = plain(schedule)
         clip_norm, clip_value = trainer.clip_norm or inf, trainer.clip_value or inf
         every_step = any(hasattr(callback, "on_step") for callback in callbacks)
         log_every = LOG_EVERY if log_every is None else log_every
@@ -104,7 +106,7 @@ class Run:
         work = trainer.model.num_params * self.batch_size * self.accumulate + STEP_WORK
         chunk = max(1, FIRST_CHUNK_WORK // work)
         began = time.perf_counter() - (history.seconds[-1] if len(history) else 0.0)
-        trainer.zero_grad()
+        trainer._clear()
         trainer.stop_reason = history.stop_reason = None
         with Ending(trainer, callbacks):
             call(callbacks, "on_start", trainer)
@@ -115,7 +117,7 @@ class Run:
                     count = min([count, *(n - done % n for n in pauses)])
                     threads, count = pace.choose(count)
                     steps, lr = range(trainer.steps - origin, trainer.steps - origin + count), trainer.optimizer.lr
-                    lrs = np.array([lr * schedule(step) for step in steps], np.float64)
+                    lrs = np.array([lr * factor(step) for step in steps], np.float64)
                     losses, norms, clipped = np.empty(count), np.empty(count), np.empty(count, np.uint8)
                     indices, splits = self.sampler.take(done, count)
                     before = time.perf_counter()

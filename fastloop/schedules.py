@@ -174,8 +174,10 @@ def warmup(steps, schedule=None):
         return _unbound(warmup, _rest(steps, lambda rest: warmup(steps, schedule.for_steps(rest))),
                         steps=steps, schedule=schedule)
 
+    then = plain(schedule)
+
     def factor(step):
-        return schedule(step - steps) if step >= steps else schedule(0) * (step + 1) / (steps + 1)
+        return then(step - steps) if step >= steps else then(0) * (step + 1) / (steps + 1)
 
     return _describe(factor, warmup, steps=steps, schedule=schedule)
 
@@ -202,9 +204,11 @@ def join(schedules, boundaries):
         return _unbound(join, _rest(starts[-1], lambda rest: join([*before, last.for_steps(rest)], boundaries)),
                         schedules=schedules, boundaries=boundaries)
 
+    parts = list(map(plain, schedules))
+
     def factor(step):
         i = max(0, bisect_right(starts, step) - 1)
-        return schedules[i](step - starts[i])
+        return parts[i](step - starts[i])
 
     return _describe(factor, join, schedules=schedules, boundaries=boundaries)
 
@@ -246,11 +250,36 @@ def _to_plain(value):
     return value.spec if callable(value) else value
 
 
-def _describe(schedule, make, /, **arguments):
-    """`schedule` with its spec, unless a function without one is among the arguments."""
-    with suppress(AttributeError):      # of a user's own function, which only the user can make again
-        schedule.spec = {"name": make.__name__, **{name: _to_plain(value) for name, value in arguments.items()}}
-    return schedule
+class Schedule:
+    """A function of the step that a maker here made: it shows, copies and pickles as that call."""
+
+    def __init__(self, factor, make, arguments):
+        self._factor, self._made = factor, (make, arguments)
+        with suppress(AttributeError):      # of a user's own function, which only the user can make again
+            self.spec = {"name": make.__name__, **{name: _to_plain(value) for name, value in arguments.items()}}
+
+    def __call__(self, step):
+        return self._factor(step)
+
+    def __reduce__(self):
+        return _call, self._made
+
+    def __repr__(self):
+        make, arguments = self._made
+        return f"{make.__name__}({', '.join(f'{k}={v!r}' for k, v in arguments.items() if v is not None)})"
+
+
+def plain(schedule):
+    """The same schedule as a Python function, for loops in which 0.1 us a call counts."""
+    return schedule._factor if isinstance(schedule, Schedule) else schedule
+
+
+def _call(make, arguments):
+    return make(**arguments)
+
+
+def _describe(factor, make, /, **arguments):
+    return Schedule(factor, make, arguments)
 
 
 def _unbound(make, for_steps=None, /, **arguments):
@@ -261,10 +290,12 @@ def _unbound(make, for_steps=None, /, **arguments):
         raise ValueError(f"{name}() takes its length from fit; by hand say how long, as in linear(steps=1000)")
 
     if for_steps is None:
-        unbound.for_steps = lambda n: make(steps=n, **arguments)
-        return _describe(unbound, make, steps=None, **arguments)
-    unbound.for_steps = for_steps
-    return _describe(unbound, make, **arguments)
+        schedule = Schedule(unbound, make, {"steps": None, **arguments})
+        schedule.for_steps = lambda n: make(steps=n, **arguments)
+    else:
+        schedule = Schedule(unbound, make, arguments)
+        schedule.for_steps = for_steps
+    return schedule
 
 
 def _rest(used, bind):

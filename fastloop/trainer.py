@@ -4,6 +4,7 @@ Both go through the same compiled functions (csrc/loop.pxi), so they give the sa
 of the moves, the guard against divergence, and what is saved; the loop around the compiled chunks is in run.py.
 """
 
+import copy
 import json
 from collections import defaultdict
 from math import inf, isfinite
@@ -26,6 +27,20 @@ NEW = "making the Trainer"      # the model may hold gradients of another traine
 MADE_AS = {"model": "a model, such as BigramLM(27)", "optimizer": "an optimizer, such as Adam(lr=0.01)"}
 
 
+class Alone:
+    """A context in which one run has a model to itself; see Gate in csrc/model.pxi."""
+
+    def __init__(self, model, what):
+        self.gate, self.what = model.gate, what
+
+    def __enter__(self):
+        self.closed = self.gate.close(self.what)
+
+    def __exit__(self, *exception):
+        if self.closed:
+            self.gate.open()
+
+
 class Trainer:
     """Trains a model with an optimiser: by hand, move by move, or with `fit`.
 
@@ -35,6 +50,11 @@ class Trainer:
     magnitude of a single gradient, or None.  grad_accum: batches whose gradients are averaged before a step.
 
     Attributes: steps (taken so far), history and total_steps (of the last fit), loop (the compiled step).
+
+    One run at a time: while fit, resume or lr_find is at work on a model, another of them, a move by hand and
+    load_state_dict raise OrderError, from a callback, another thread or another trainer of the model alike; a callback
+    may evaluate, save, generate, and copy the model.  Between two steps a Trainer can be copied (copy.copy means
+    copy.deepcopy) and pickled, model and optimiser with it; the copy goes on to the same bits.
     """
 
     def __init__(
@@ -54,8 +74,7 @@ class Trainer:
         self.total_steps = None
         self.notes = {}             # anything JSON-able, saved with the checkpoint
         self._run = None            # the last fit, for resume
-        self._paces = defaultdict(Pace)     # by examples to a step
-        self.loop = _core.variant.Loop(model.make_core(), self.optimizer.bind(model))
+        self._wire()
         self._stage = NEW
         self._micro = 0             # backward passes since zero_grad
         self._norms = []            # of the last steps by hand, for DivergenceError
@@ -82,10 +101,37 @@ class Trainer:
             name = self.schedule.__name__
             raise TypeError(f"schedule = {name} makes a schedule: call it, {name}(...)")
 
+    @property
+    def schedule(self):
+        """The function of the step whose value multiplies the optimiser's lr; may be set between steps."""
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, value):
+        self._schedule, self._factor = value, schedules.plain(value)
+
+    def _wire(self):
+        """The compiled step, over the buffers of the model and the optimiser."""
+        self.loop = _core.variant.Loop(self.model.make_core(), self.optimizer.bind(self.model), self.model.gate)
+        self._paces = defaultdict(Pace)     # by examples to a step
+
+    def __getstate__(self):
+        self._between_steps("copying or pickling a Trainer")
+        return {name: value for name, value in vars(self).items() if name not in ("loop", "_paces", "_factor")}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.schedule = self._schedule
+        self._wire()
+
+    def __copy__(self):
+        return copy.deepcopy(self)      # two trainers of one model and one optimiser would undo each other's steps
+
     def prepare(self, data, y=None):
         """Documents (or X and y) as compiled data, for fit and evaluate to take many times; and how many were cut.
 
-        Data that is prepared already passes through.
+        Data that is prepared already passes through.  It holds copies, and never changes: what is done to X, y or the
+        documents afterwards, also by a callback, is not seen.
         """
         if isinstance(data, _core.variant.Data):
             return data, 0
@@ -103,6 +149,11 @@ class Trainer:
     def zero_grad(self):
         """Set every gradient to zero, and drop a step that was begun."""
         self.loop.zero_grad()
+        self._stage, self._micro = READY, 0
+
+    def _clear(self):
+        """zero_grad, for the run that has the model to itself."""
+        self.loop.clear()
         self._stage, self._micro = READY, 0
 
     def forward(self, batch):
@@ -127,6 +178,7 @@ class Trainer:
     def backward(self):
         """Add the gradient of the last forward's loss to the gradients (its share, with grad_accum)."""
         if self._stage != FORWARD:
+            self.model.gate.check("backward()")
             raise OrderError(
                 f"backward() was called after {self._stage}, expected forward(): there is no new loss to differentiate"
             )
@@ -160,6 +212,7 @@ class Trainer:
     def _gradient_to_clip(self, what):
         """The norm of a finished gradient that may be clipped."""
         if self._stage not in (BACKWARD, CLIPPED):
+            self.model.gate.check(f"{what}()")
             why = "the step has already used the gradients" if self._stage == STEPPED else "there are none to clip"
             raise OrderError(f"{what}() was called after {self._stage}, expected backward(): {why}")
         return self._finish_gradient()
@@ -170,6 +223,7 @@ class Trainer:
         Raises OrderError before a backward, DivergenceError where the gradient norm is not finite; nothing is changed.
         """
         if self._stage not in (BACKWARD, CLIPPED):
+            self.model.gate.check("step()")
             why = "these gradients have been used" if self._stage == STEPPED else "there are no new gradients"
             raise OrderError(f"step() was called after {self._stage}, expected backward(): {why}")
         lr = self._lr()
@@ -182,7 +236,7 @@ class Trainer:
         return lr
 
     def _lr(self):
-        return self.optimizer.lr * self.schedule(self.steps)
+        return self.optimizer.lr * self._factor(self.steps)
 
     def _finish_gradient(self):
         """The norm of the finished gradient, known to be finite."""
@@ -195,6 +249,7 @@ class Trainer:
         return norm
 
     def _check_forward(self):
+        self.model.gate.check("forward()")
         if self._stage == NEW:
             if not self.model.grads.flat.any():
                 return
@@ -253,7 +308,7 @@ class Trainer:
         Ctrl-C ends the run after a whole step, with history.interrupted.  Raises DivergenceError, whose parameters are
         those before the failing step, and OrderError in the middle of a step by hand.
         """
-        self._between_steps("fit")
+        self._between_steps("fit()")
         self._check_settings()
         optional = {"steps": steps, "epochs": epochs, "eval_every": eval_every, "patience": patience}
         steps, epochs, eval_every, patience = (
@@ -294,12 +349,11 @@ class Trainer:
         data, validation: those that fit was given.  The outcome has the same bits as a run without the break.
         Raises CheckpointError where there is nothing to go on with, or the data are others.
         """
-        self._between_steps("resume")
+        self._between_steps("resume()")
         self._check_settings()
         if self._run is None:
             raise CheckpointError("there is no run to go on with: call fit")
         data, _ = self.prepare(data, y)
-        self._run.history.interrupted = False
         return self._go(self._run, data, validation, callbacks, log_every, save, save_every)
 
     def _go(self, run, data, validation, callbacks, log_every, save, save_every):
@@ -311,13 +365,15 @@ class Trainer:
             self._check_can_be_saved()
         if validation is not None:
             validation, _ = self.prepare(*(validation if isinstance(validation, tuple) else (validation,)))
-        self._run, self.history, self.total_steps = run, run.history, run.steps
-        ahead = self.steps - self.optimizer.t
-        try:
-            run.go(self, data, validation, callbacks, log_every, save, save_every)
-        finally:
-            self.steps = self.optimizer.t + ahead       # also where memory ran out before the last steps were recorded
-        return self.history
+        with Alone(self.model, "resume()" if run is self._run else "fit()"):
+            self._run, self.history, self.total_steps = run, run.history, run.steps
+            run.history.interrupted = False
+            ahead = self.steps - self.optimizer.t
+            try:
+                run.go(self, data, validation, callbacks, log_every, save, save_every)
+            finally:
+                self.steps = self.optimizer.t + ahead   # also where memory ran out before the last steps were recorded
+            return self.history
 
     @property
     def best_loss(self):
@@ -359,7 +415,7 @@ class Trainer:
         what no checkpoint can bring back (a model, optimiser or tokenizer of a class of your own, notes that are not
         JSON-able), OSError as open does.
         """
-        self._between_steps("save")
+        self._between_steps("save()")
         self._check_settings()
         path, optimizer = checkpoint.check_path("path", path), self.optimizer
         self._check_can_be_saved()
@@ -444,9 +500,14 @@ class Trainer:
         return f"Trainer({self.model!r}, {self.optimizer!r}, after {self.steps:,} steps)"
 
     def _between_steps(self, what):
+        """Raise OrderError in the middle of a step by hand, and while a run is at work; its callbacks may save."""
+        if what == "save()":
+            self.model.gate.check_whole(what)
+        else:
+            self.model.gate.check(what)
         if self._stage not in (NEW, READY, STEPPED):
             why = "a step is unfinished"
-            raise OrderError(f"{what}() was called after {self._stage}, expected step() or zero_grad(): {why}")
+            raise OrderError(f"{what} was called after {self._stage}, expected step() or zero_grad(): {why}")
 
 
 def _limit(name, value):

@@ -559,7 +559,7 @@ def test_generate_follows_the_models_distribution():
     assert model.generate(TOK, 5, seed=3) == model.generate(TOK, 5, seed=3)
     assert model.generate(TOK, 5, seed=3) != model.generate(TOK, 5, seed=4)
     first = [name[:1] for name in model.generate(TOK, 4000, seed=1)]
-    (logits,) = model.next_logits(np.array([TOK.bos]), 0)
+    (logits,) = model.stepper()(np.array([TOK.bos]), 0)
     p = np.exp(logits) / np.exp(logits).sum()
     for i in (0, 4, 12):
         expected = p[i]
@@ -580,11 +580,11 @@ GENERATORS = {
 
 def one_by_one(model, seed, n):
     """generate, a document at a time and a token at a time, from its specification."""
-    rng, texts = np.random.default_rng(seed), []
+    rng, texts, next_logits = np.random.default_rng(seed), [], model.stepper()
     for _ in range(n):
         ids, u = [TOK.bos], rng.random(model.block_size)
         for position in range(model.block_size):
-            (logits,) = model.next_logits(np.array([ids[position]]), position)
+            (logits,) = next_logits(np.array([ids[position]]), position)
             p = np.exp((logits - logits.max()) / 0.8)
             cumulative = np.cumsum(p)
             ids.append(int(np.searchsorted(cumulative, u[position] * cumulative[-1], side="right")))
@@ -627,12 +627,12 @@ def test_a_text_goes_on_past_the_window(kind, prompt):
     # Greedy, and from scratch at every token: the window is what generate says it is.
     (greedy,) = model.generate(tok, 1, 0.0, prompt=prompt, length=30)
     ids = tok.encode(prompt or "\n")
-    first = max(0, len(ids) - 8)
+    first, next_logits = max(0, len(ids) - 8), model.stepper()
     for _ in range(30):
         if len(ids) - first > 8:
             first = len(ids) - 4
         for position, token in enumerate(ids[first:]):
-            (logits,) = model.next_logits(np.array([token]), position)
+            (logits,) = next_logits(np.array([token]), position)
         ids.append(int(logits[: tok.bos].argmax()))
     assert greedy == tok.decode(ids)[0 if prompt else 1 :]
     with pytest.raises(ValueError, match="length"):

@@ -1,6 +1,6 @@
 """Chooses the compiled variant for the running CPU when it is first imported.
 
-FASTLOOP_ISA=baseline, avx2 or avx512 forces one.  Nothing else lives here: the kernels are in csrc/.
+FASTLOOP_ISA=baseline, avx2 or avx512 forces one.  Little else lives here: the kernels are in csrc/.
 """
 
 import importlib
@@ -53,3 +53,15 @@ try:
 finally:
     if patient:
         del os.environ["GOMP_SPINCOUNT"]
+
+
+def remade(name, arguments, taken=None):
+    """What pickle makes of the compiled data and batches: that class of the variant at hand, and a batch filled again.
+
+    taken: (indices as bytes of int64, total), or None.
+    """
+    made = getattr(variant, name)(*arguments)
+    if taken is not None:
+        indices, total = taken
+        made.take(memoryview(indices).cast("q"), total)
+    return made
