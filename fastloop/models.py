@@ -1,18 +1,22 @@
 """Models: configuration, initial weights, and the wiring to their compiled passes.  No training logic lives here."""
 
 import copy
+import json
 from itertools import pairwise
 
 import numpy as np
 
 from . import _core, checkpoint, extras
 from ._check import choice, number, whole
+from ._check import ids as check_ids
 from ._check import seed as checked_seed
 from .arrays import pack_arrays
 from .data import pack
 from .errors import DataError
 from .params import Params
+from .tokenizer import as_docs
 
+PREDICTIONS = 1024      # whose logits are computed at a time
 SIDE_BY_SIDE = 8        # documents that are generated at a time: what a compiled panel holds
 
 
@@ -68,11 +72,16 @@ class Model:
         """An empty batch of that data."""
         raise NotImplementedError
 
-    def save_safetensors(self, path):
-        """Write the parameters alone, under their names, as float64 (extra: safetensors), whole or not at all."""
+    def save_safetensors(self, path, tokenizer=None):
+        """Write the parameters alone, under their names, as float64 (extra: safetensors), whole or not at all.
+
+        The file's metadata are the model's class and config and, where it is given, the tokenizer, as JSON.
+        """
         numpy = safetensors()
         description = {name: str(value) for name, value in self.config.items()}
         metadata = {"model": type(self).__name__, **description}
+        if tokenizer is not None:
+            metadata["tokenizer"] = json.dumps(tokenizer.to_dict())
         checkpoint.atomically(path, numpy.save(dict(self.params), metadata=metadata))
 
     def load_safetensors(self, path):
@@ -114,6 +123,80 @@ class LanguageModel(Model):
 
     def make_batch(self, data):
         return _core.variant.TokenBatch(data)
+
+    @classmethod
+    def from_safetensors(cls, path):
+        """The model that save_safetensors wrote, with the sizes in the file's metadata (extra: safetensors).
+
+        CharTokenizer.from_safetensors(path) brings its tokenizer.  Raises ValueError where the file holds another model
+        or tensors that do not fit its metadata.
+        """
+        with extras.load("safetensors", "safetensors", "a safetensors file").safe_open(path, "numpy") as file:
+            metadata, names = file.metadata() or {}, file.keys()
+            shapes = {name: file.get_slice(name).get_shape() for name in names}
+        if metadata.get("model") != cls.__name__:
+            raise ValueError(f"{path}: holds {metadata.get('model', 'no model of fastloop')}, expected {cls.__name__}")
+        try:
+            sizes = {name: int(metadata[name]) for name in cls.config_names}
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}: its metadata do not give the sizes of a {cls.__name__} ({error!r})") from error
+        # Before memory is asked for, what the metadata say must be what is there.
+        V, D, T = sizes["vocab_size"], sizes["n_embd"], sizes["block_size"]
+        found = shapes.get("wte"), shapes.get("wpe"), len(shapes)
+        if found[:2] != ([V, D], [T, D]) or sizes.get("n_layer", 0) > found[2]:
+            raise ValueError(f"{path}: wte {found[0]} and wpe {found[1]} of {found[2]} tensors do not fit {sizes}")
+        model = cls(**sizes, init_std=0.0)
+        model.load_safetensors(path)
+        return model
+
+    def logits(self, ids, docs=None):
+        """The score of every token as the next one, before the softmax.
+
+        logits(ids): ids (t,), ints in [0, vocab_size), 1 to block_size of them (a document begins with tokenizer.bos).
+        Returns (t, vocab_size) float64; row i scores what follows ids[i], the model having seen ids[: i + 1].
+        logits(tokenizer, docs): docs, a list of str.  Returns a list with an array for each, len(doc) + 1 rows, or
+        block_size where that is less; row 0 scores what begins the document, row i what follows its first i characters.
+
+        Raises TypeError, ValueError (no or too many ids) and IndexError (an id out of range), DataError as fit does.
+        """
+        if docs is None:
+            (logits,) = self._logits_of(self._sequence(ids))
+            return logits
+        data, _ = self.make_data(as_docs(docs), None, ids)
+        return self._logits_of(data)
+
+    def probabilities(self, ids, docs=None):
+        """The probability of every token as the next one: the softmax of `logits`, for the same arguments.
+
+        Raises FloatingPointError where the logits are not finite, as those of a model that diverged.
+        """
+        logits = self.logits(ids, docs)
+        return softmax(logits) if docs is None else [softmax(rows) for rows in logits]
+
+    def _sequence(self, ids):
+        """ids, one sequence, as compiled data of one document."""
+        array = np.asarray(ids)
+        if array.dtype.kind not in "iu":
+            hint = "; for documents say (tokenizer, docs)" if array.dtype.kind in "UO" else ""
+            raise TypeError(f"ids must be ints, got {ids!r:.80}{hint}")
+        if array.ndim != 1 or not 1 <= len(array) <= self.block_size:
+            raise ValueError(f"ids has shape {array.shape}, expected (t,) with t from 1 to {self.block_size}")
+        check_ids("ids", array, self.vocab_size)
+        # The pass asks for a token to predict after the last; which makes no difference to the logits.
+        return _core.variant.TokenData(np.append(array, 0).astype(np.int32), np.array([0, len(array)]), self.block_size)
+
+    def _logits_of(self, data):
+        """A list of logits, (predictions, vocab_size) for each example."""
+        core, batch, every = self.make_core(), self.make_batch(data), []
+        size = max(1, PREDICTIONS // data.longest)
+        for first in range(0, data.n_examples, size):
+            examples = np.arange(first, min(first + size, data.n_examples))
+            batch.take(examples, 1.0)
+            rows = np.empty((batch.n_predictions, self.vocab_size))
+            core.logits_of(batch, rows)
+            ends = np.cumsum([data.predictions(examples[i : i + 1]) for i in range(len(examples))])
+            every += np.split(rows, ends[:-1])
+        return every
 
     def generate(
         self, tokenizer, n=1, temperature=1.0, seed=None, *, prompt="", top_k=None, top_p=None, length=None
@@ -188,6 +271,16 @@ class LanguageModel(Model):
         its next call.  It is called for positions 0, 1, ... in turn.  A row's bits do not depend on the others.
         """
         raise NotImplementedError
+
+
+def softmax(logits):
+    """The probabilities (N, classes) that logits (N, classes) stand for."""
+    largest = logits.max(axis=1, keepdims=True)
+    if not np.isfinite(largest).all():
+        raise FloatingPointError("the model's logits are not finite: there are no probabilities to give")
+    with np.errstate(over="ignore", under="ignore"):    # -inf and 0, which are meant
+        e = np.exp(logits - largest)
+    return e / e.sum(axis=1, keepdims=True)
 
 
 def sample(logits, u, temperature=1.0, top_k=None, top_p=None):
@@ -362,9 +455,7 @@ class MLP(Model):
         """The probability of each class for each row of X, (N, classes): the softmax of the outputs."""
         if self.loss != "cross_entropy":
             raise TypeError(f"{type(self).__name__} with loss={self.loss!r} gives values, not probabilities")
-        out = self.outputs(X)
-        e = np.exp(out - out.max(axis=1, keepdims=True))
-        return e / e.sum(axis=1, keepdims=True)
+        return softmax(self.outputs(X))
 
 
 class LinearRegression(MLP):

@@ -1,7 +1,10 @@
 """Text to token ids and back.  Only tokenizers live here; files are read in data.py."""
 
+import json
+
 import numpy as np
 
+from . import extras
 from .errors import DataError
 
 
@@ -98,6 +101,21 @@ class CharTokenizer:
         if data.get("type") != "char" or not isinstance(chars, str) or list(chars) != sorted(set(chars)):
             raise ValueError(f"not a CharTokenizer's data: {data!r:.200}; expected type 'char', sorted distinct chars")
         return cls([chars])
+
+    @classmethod
+    def from_safetensors(cls, path):
+        """The tokenizer that a model's save_safetensors(path, tokenizer) put into the file's metadata.
+
+        Raises ValueError where there is none (extra: safetensors).
+        """
+        with extras.load("safetensors", "safetensors", "a safetensors file").safe_open(path, "numpy") as file:
+            text = (file.metadata() or {}).get("tokenizer")
+        if text is None:
+            raise ValueError(f"{path}: its metadata hold no tokenizer; save_safetensors(path, tokenizer) puts it there")
+        try:
+            return cls.from_dict(json.loads(text))
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: its metadata hold no tokenizer that is known here ({error})") from error
 
     def __eq__(self, other):
         return self.chars == other.chars if isinstance(other, CharTokenizer) else NotImplemented

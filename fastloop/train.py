@@ -418,7 +418,7 @@ def run(args, given):
     for sample in model.generate(tok, args.sample, seed=args.seed, **options):
         print(as_sample(sample))
     if args.export:
-        model.save_safetensors(args.export)
+        model.save_safetensors(args.export, tok)
     show(trainer, args, baseline)
     return 130 if history.interrupted else 0
 

@@ -45,12 +45,19 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
     assert len(blocks) >= 5
     monkeypatch.chdir(tmp_path)
-    w, gw = np.ones(3), np.ones(3)
-    session = {"w": w, "gw": gw, "b": np.zeros(1), "gb": np.ones(1)}
+    session, saves = {}, importlib.util.find_spec("safetensors") is not None
     for block in blocks:
-        if "safetensors" in block and importlib.util.find_spec("safetensors") is None:
+        if "import torch" in block:
+            if not saves or importlib.util.find_spec("torch") is None:
+                continue
+            exec(block, session)
+            ids = [session["tok"].bos, *session["tok"].encode("annabel")]
+            got = session["forward"](session["torch"].tensor(ids)).numpy()
+            np.testing.assert_allclose(got, session["model"].logits(ids), rtol=0, atol=1e-12)
+            continue
+        if not saves:
             block = "\n".join(line for line in block.splitlines() if "safetensors" not in line)
         exec(block, session)
     assert session["history"].loss.shape == (1000,)
-    assert w == pytest.approx(1.0 - 1e-3)
+    assert session["w"] == pytest.approx(1.0 - 1e-3)
     assert session["model"].predict([10.0]) == pytest.approx(19.996, abs=5e-4)
