@@ -1,29 +1,146 @@
-"""Arrays X and y as the models over arrays read them: copied, then checked."""
+"""Arrays X and y as the models over arrays read them: copied, then checked; class labels become ids."""
+
+import numbers
 
 import numpy as np
 
 from ._core import variant
+from .data import choose
+from .errors import DataError
+
+SHOWN = 10      # labels in a message
+
+# What NumPy calls the kinds of values that no model reads, and what to do about them.
+ADVICE = {
+    "U": "turn text into numbers first, such as a column of 0 and 1 for each category",
+    "M": "turn dates into numbers first, such as days since the first",
+    "m": "turn times into numbers first, such as days",
+    "c": "take its real part, or both parts as columns",
+    "f": "convert it with astype(np.float64)",
+}
 
 
-def pack_arrays(X, y, n_in, n_out, classes):
-    """X and y in the layout that the compiled models read, an ArrayData over copies of them: it never changes.
+def pack_arrays(X, y, n_in, n_out, of_classes, classes=None):
+    """(ArrayData, classes): X and y in the layout that the compiled models read, over copies of them, so that it never
+    changes; and the classes' labels in the order of their ids.
 
-    X: (N, n_in), or (N,) where n_in is 1; N at least 1.  y: with `classes` (N,) integers in [0, n_out), else
-    (N, n_out), or (N,) where n_out is 1; None where only predictions are wanted.
-    Raises TypeError for a dtype other than float64, integers or bool; ValueError for shapes and for values that are
-    not finite, IndexError for class ids out of range, with the place.
+    X: (N, n_in), or (N,) where n_in is 1; N at least 1.  y: (N, n_out), or (N,) where n_out is 1; with `of_classes`
+    (N,) labels, see `class_ids`; None where only predictions are wanted.  Lists, DataFrames and whatever NumPy makes
+    arrays of serve as well; integers, bool and shorter floats are widened.
+    Raises TypeError for other kinds; ValueError for shapes and for values that are not finite, IndexError for class ids
+    out of range, DataError for labels that are no classes, with the place.
     """
     X = _matrix("X", X, n_in)
     if y is None:
-        return variant.ArrayData(X)
-    y = _class_ids(y, n_out) if classes else _matrix("y", y, n_out)
-    return variant.ArrayData(X, None, y) if classes else variant.ArrayData(X, y)
+        return variant.ArrayData(X), classes
+    if not of_classes:
+        return variant.ArrayData(X, _matrix("y", y, n_out)), None
+    ids, classes = class_ids(y, n_out, classes)
+    return variant.ArrayData(X, None, ids), classes
+
+
+def is_pair(value):
+    """Whether it is X and y in one: a tuple of two, or a list of two arrays (lists could be two rows of X)."""
+    if isinstance(value, list):
+        return len(value) == 2 and all(getattr(part, "ndim", 0) for part in value)
+    return isinstance(value, tuple) and len(value) == 2
+
+
+def hold_out(X, y, share, seed):
+    """Set a random share of the rows aside: (X, y) to train on, (X, y) for validation, each in the order given."""
+    X, y = np.asarray(X), np.asarray(y)
+    held = np.zeros(len(X), bool)
+    held[choose(len(X), share, seed, "rows")] = True
+    if not held.any():
+        raise ValueError(f"validation = {share} of {len(X)} rows holds none out")
+    return (X[~held], y[~held]), (X[held], y[held])
+
+
+def class_ids(y, n, classes=None):
+    """(ids (N,) int64, classes (n,)): the labels y (N,) as places in `classes`, the n distinct labels.
+
+    Without classes: integers are ids in [0, n), and two classes of bool are False and True; other labels, str or float,
+    are sorted, and y must hold all n.
+    """
+    y = _labels("y", y)
+    if classes is None:
+        if y.dtype.kind == "b" and n == 2:
+            classes = np.array([False, True])
+        elif y.dtype.kind in "iub":
+            classes = np.arange(n)
+        else:
+            classes = np.unique(y)
+            if len(classes) != n:
+                raise ValueError(
+                    f"y holds {len(classes)} distinct labels ({_shown(classes)}), the model has {n} classes: say which "
+                    "they are, model.classes = [...]"
+                )
+    if y.dtype.kind in "iub" and np.array_equal(classes, np.arange(n)):
+        outside = (y < 0) | (y >= n)
+        if outside.any():
+            row, labels = outside.argmax(), np.unique(y)
+            hint = f"; if these are labels, say so: model.classes = {labels.tolist()}" if len(labels) == n else ""
+            raise IndexError(f"y[{row}] = {y[row]} is outside [0, {n}){hint}")
+        return np.require(y, np.int64, ["C", "ALIGNED"]), classes
+    order = np.argsort(classes)
+    if (y.dtype.kind == "U") == (classes.dtype.kind == "U"):
+        ids = order[np.minimum(np.searchsorted(classes, y, sorter=order), n - 1)]
+        unknown = classes[ids] != y
+    else:
+        unknown = np.ones(len(y), bool)
+    if unknown.any():
+        row = unknown.argmax()
+        raise DataError(f"y[{row}] = {y[row].item()!r} is not one of the model's {n} classes: {_shown(classes)}")
+    return ids, classes
+
+
+def as_classes(labels, n):
+    """The labels of n classes, as the user names them, as an array (n,); raises where they are not n distinct ones."""
+    classes = _labels("classes", labels)
+    if len(classes) != n or len(np.unique(classes)) != n:
+        raise ValueError(f"classes = {_shown(classes)}: the model has {n} classes, and needs as many distinct labels")
+    return classes
+
+
+def _shown(labels):
+    return ", ".join(map(repr, labels[:SHOWN].tolist())) + (", ..." if len(labels) > SHOWN else "")
+
+
+def _read(name, value):
+    """Whatever NumPy makes an array of, but for what it would misread."""
+    if hasattr(value, "toarray"):
+        raise TypeError(f"{name} is a sparse {type(value).__name__}, needed is a dense array: {name}.toarray()")
+    for part in (value, *value) if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(part, np.ma.MaskedArray):
+            raise TypeError(
+                f"{name} is a masked array, and its mask would be lost: leave out the rows with masked values, or fill "
+                f"them in, {name}.filled(0.0)"
+            )
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read as an array: {error}") from None
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{name} cannot be read as an array: {error}") from None
+
+
+def _odd(name, array, kind):
+    """Of an array of objects the first that is not of that kind, in words, or None."""
+    for place, item in np.ndenumerate(array):
+        if not isinstance(item, kind):
+            at = f"[{', '.join(map(str, place))}]" if place else ""
+            return f"{name}{at} = {item!r:.40} is of type {type(item).__name__}"
+    return None
 
 
 def _matrix(name, value, columns):
-    array = np.asarray(value)
-    if array.dtype.kind not in "iub" and (array.dtype.kind, array.dtype.itemsize) != ("f", 8):
-        raise TypeError(f"{name} must be float64 (or integers), got {array.dtype}: convert it with astype(np.float64)")
+    array = _read(name, value)
+    if array.dtype.kind not in "iub" and (array.dtype.kind != "f" or array.dtype.itemsize > 8):
+        if array.dtype.kind == "O":
+            advice = _odd(name, array, numbers.Real) or "all are numbers, so convert it with astype(np.float64)"
+        else:
+            advice = ADVICE.get(array.dtype.kind, "convert it")
+        raise TypeError(f"{name} must be float64, or numbers that widen to it, got {array.dtype}: {advice}")
     shape = array.shape
     if array.ndim == 1 and columns == 1:
         array = array.reshape(-1, 1)
@@ -38,14 +155,26 @@ def _matrix(name, value, columns):
     return array
 
 
-def _class_ids(value, n_classes):
-    array = np.array(value)
-    if array.dtype.kind not in "iub":
-        raise TypeError(f"y must hold class ids, which are integers, got {array.dtype}")
+def _labels(name, value):
+    """A copy of labels (N,) as integers, bool, float64 or str."""
+    array = np.array(_read(name, value))
+    if array.dtype.kind in "OT" or (array.dtype.kind == "U" and not isinstance(value, np.ndarray)):
+        # NumPy would make text of what stands beside text in a list.
+        objects = np.array(value, object)
+        odd = _odd(name, objects, str)
+        if odd and _odd(name, objects, numbers.Real):
+            raise TypeError(f"{name} must hold labels of one kind, integers, bool, float or str: {odd}")
+        array = np.array(objects.tolist()) if odd else objects.astype(str)
+    if array.dtype.kind not in "iubfU" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
+        raise TypeError(f"{name} must hold labels: integers, bool, float or str, got {array.dtype}")
     if array.ndim != 1:
-        raise ValueError(f"y has shape {array.shape}, expected (N,): one class id a row")
-    outside = (array < 0) | (array >= n_classes)
-    if outside.any():
-        row = outside.argmax()
-        raise IndexError(f"y[{row}] = {array[row]} is outside [0, {n_classes})")
-    return np.require(array, np.int64, ["C", "ALIGNED"])
+        hint = f", as np.ravel({name}) is" if array.shape[1:] == (1,) else ""
+        raise ValueError(f"{name} has shape {array.shape}, expected (N,): one label a row{hint}")
+    if array.dtype.kind == "u" and array.max(initial=0) < 2**63:
+        array = array.astype(np.int64)      # beside int64, NumPy compares unsigned numbers as float64
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)
+        if not np.isfinite(array).all():
+            row = np.isfinite(array).argmin()
+            raise ValueError(f"{name}[{row}] = {array[row]} is not finite")
+    return array

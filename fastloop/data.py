@@ -74,17 +74,36 @@ def split_docs(docs, fraction, seed):
     Raises ValueError for a fraction out of range and where no document would be left to train on.
     """
     docs = as_docs(docs)
+    chosen = choose(len(docs), fraction, seed, "documents")
+    held = set(chosen)
+    train = [doc for i, doc in enumerate(docs) if i not in held]
+    return train, [docs[i] for i in chosen]
+
+
+def choose(n, fraction, seed, what):
+    """The places of a random fraction of n documents (or of `what` they are), in order; equal everywhere."""
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction = {fraction} is outside [0, 1)")
-    n_val = round(fraction * len(docs))
-    if n_val == len(docs):
-        raise ValueError(f"fraction = {fraction} of {len(docs)} documents leaves none to train on")
+    n_val = round(fraction * n)
+    if n_val == n:
+        raise ValueError(f"fraction = {fraction} of {n} {what} leaves none to train on")
     # The standard library's generator: its stream is fixed for all versions, and importing numpy.random takes 15 ms.
     rng = random.Random(operator.index(seed))
-    keys = [rng.random() for _ in docs]
-    chosen = set(sorted(range(len(docs)), key=keys.__getitem__)[:n_val])
-    train = [doc for i, doc in enumerate(docs) if i not in chosen]
-    return train, [docs[i] for i in sorted(chosen)]
+    keys = [rng.random() for _ in range(n)]
+    return sorted(sorted(range(n), key=keys.__getitem__)[:n_val])
+
+
+def hold_out(docs, share, seed):
+    """(docs to train on, docs for validation): of documents as split_docs does, of one str its tail."""
+    if isinstance(docs, str):
+        first = len(docs) - int(len(docs) * share)
+        train, held = docs[:first], docs[first:]
+    else:
+        train, held = split_docs(docs, share, seed)
+    if not held:
+        what = "characters" if isinstance(docs, str) else "documents"
+        raise ValueError(f"validation = {share} of {len(docs)} {what} holds none out")
+    return train, held
 
 
 def pack(docs, tokenizer, block_size):

@@ -6,12 +6,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from . import _core, checkpoint, extras
+from . import _core, arrays, checkpoint, extras
 from ._check import choice, number, whole
 from ._check import ids as check_ids
 from ._check import seed as checked_seed
-from .arrays import pack_arrays
-from .data import pack
+from .data import hold_out, pack
 from .errors import DataError
 from .params import Params
 from .tokenizer import as_docs
@@ -60,12 +59,21 @@ class Model:
         """The arguments that make a model of the same shape."""
         return {name: getattr(self, name) for name in self.config_names}
 
+    @property
+    def classes(self):
+        """The labels of the outputs, where a model gives classes and they are known."""
+        return None
+
     def make_core(self):
         """New compiled passes over the buffers, with a workspace of their own."""
         raise NotImplementedError
 
     def make_data(self, docs, y=None, tokenizer=None):
         """The compiled data of docs (or arrays), and how many documents were cut."""
+        raise NotImplementedError
+
+    def hold_out(self, data, y, share, seed):
+        """(data, y) to train on and data for validation: a share of them set aside, at random but for a text."""
         raise NotImplementedError
 
     def make_batch(self, data):
@@ -120,6 +128,10 @@ class LanguageModel(Model):
         if tokenizer.vocab_size > self.vocab_size:
             raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {self.vocab_size}")
         return pack(docs, tokenizer, self.block_size)
+
+    def hold_out(self, docs, y, share, seed):
+        docs, held = hold_out(docs, share, seed)
+        return (docs, y), held
 
     def make_batch(self, data):
         return _core.variant.TokenBatch(data)
@@ -390,8 +402,13 @@ class MLP(Model):
     None takes sqrt(2 / fan_in) before a ReLU (He et al. 2015) and sqrt(1 / fan_in) elsewhere (LeCun et al. 1998).
     Biases begin at 0.  The tensors are layer0.weight (out, in), layer0.bias (out,), layer1.weight, ...
 
-    Trainer takes X (N, in) float64 or integers, and y: (N, out), or class ids (N,) with cross-entropy.  Where a width
-    is 1, (N,) serves as well.  Values that are not finite are refused with their place.
+    Trainer takes X (N, in) and y: (N, out), or labels (N,) with cross-entropy.  Where a width is 1, (N,) serves as
+    well.  They are copied, and integers, bool and shorter floats widened to float64.  Values that are not finite are
+    refused with their place.
+
+    classes: with cross-entropy the labels in the order of the outputs, an array (classes,), which predict gives back;
+    None until y is seen first.  Integers are then ids, from 0 on; str and float are sorted, and that y must hold every
+    label.  Other labels or another order: set them before, model.classes = ["no", "yes"]; None forgets them.
     """
 
     config_names = ("widths", "activation", "loss")
@@ -407,6 +424,7 @@ class MLP(Model):
         self.loss = choice("loss", loss, "mse", "cross_entropy")
         if loss == "cross_entropy" and self.widths[-1] < 2:
             raise ValueError(f"widths[-1] = {self.widths[-1]}: cross-entropy needs at least 2 classes")
+        self._classes = None
         shapes = {}
         for i, (n_in, n_out) in enumerate(pairwise(self.widths)):
             shapes[f"layer{i}.weight"] = (n_out, n_in)
@@ -424,17 +442,36 @@ class MLP(Model):
             self.params.flat, self.grads.flat, self.widths, self.activation == "tanh", self.loss == "cross_entropy"
         )
 
+    @property
+    def classes(self):
+        return self._classes
+
+    @classes.setter
+    def classes(self, labels):
+        if labels is not None:
+            if self.loss != "cross_entropy":
+                raise TypeError(f"{type(self).__name__} with loss={self.loss!r} has no classes")
+            labels = arrays.as_classes(labels, self.widths[-1])
+        self._classes = labels
+
     def make_data(self, X, y=None, tokenizer=None):
+        if y is None and arrays.is_pair(X):
+            X, y = X
         if y is None:
-            raise TypeError(f"{type(self).__name__} learns from X and y: y is missing")
-        return pack_arrays(X, y, self.widths[0], self.widths[-1], self.loss == "cross_entropy"), 0
+            raise TypeError(f"{type(self).__name__} learns from X and y: y is missing (both in one: (X, y))")
+        cross_entropy = self.loss == "cross_entropy"
+        data, self._classes = arrays.pack_arrays(X, y, self.widths[0], self.widths[-1], cross_entropy, self._classes)
+        return data, 0
+
+    def hold_out(self, X, y, share, seed):
+        return arrays.hold_out(*(X if y is None else (X, y)), share, seed)
 
     def make_batch(self, data):
         return _core.variant.ArrayBatch(data)
 
     def outputs(self, X):
         """What the last layer gives for each row of X, (N, out): values, or logits with cross-entropy."""
-        data = pack_arrays(X, None, self.widths[0], self.widths[-1], False)
+        data, _ = arrays.pack_arrays(X, None, self.widths[0], self.widths[-1], False)
         core, batch = self.make_core(), self.make_batch(data)
         out = np.empty((data.n_examples, self.widths[-1]))
         for first in range(0, len(out), self.n_evaluate):
@@ -445,14 +482,16 @@ class MLP(Model):
 
     def predict(self, X):
         """The outputs for each row of X: (N,) where the model gives one value, (N, out) where it gives more; with
-        cross-entropy the most probable class, (N,) int64."""
+        cross-entropy the label of the most probable class, (N,): its id where `classes` is None."""
         out = self.outputs(X)
         if self.loss == "cross_entropy":
-            return out.argmax(axis=1)
+            ids = out.argmax(axis=1)
+            return ids if self._classes is None else self._classes[ids]
         return out[:, 0] if self.widths[-1] == 1 else out
 
     def predict_proba(self, X):
-        """The probability of each class for each row of X, (N, classes): the softmax of the outputs."""
+        """The probability of each class for each row of X, (N, classes) in the order of `classes`: the softmax of the
+        outputs."""
         if self.loss != "cross_entropy":
             raise TypeError(f"{type(self).__name__} with loss={self.loss!r} gives values, not probabilities")
         return softmax(self.outputs(X))
@@ -474,8 +513,8 @@ class LinearRegression(MLP):
 class SoftmaxRegression(MLP):
     """Class probabilities softmax(X weight^T + bias) under cross-entropy: an MLP without a hidden layer.
 
-    n_in: columns of X; y holds class ids in [0, n_classes).  seed and init_std: of the initial weights, 0 unless asked
-    for.
+    n_in: columns of X; y holds class ids in [0, n_classes), or other labels, see MLP.  seed and init_std: of the
+    initial weights, 0 unless asked for.
     """
 
     config_names = ("n_in", "n_classes")

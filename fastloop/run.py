@@ -29,7 +29,7 @@ LOG_EVERY = 100                 # steps, where nothing else is said
 
 SETTINGS = (
     "steps", "n_examples", "batch_size", "accumulate", "order", "seed", "epochs", "eval_every", "patience", "min_delta",
-    "restore_best", "tol", "fingerprint",
+    "restore_best", "tol", "fingerprint", "held_out",
 )
 METHODS = ("on_start", "on_step", "on_chunk", "on_log", "on_evaluate", "on_end")    # of a callback
 STATE = ("start", "best_loss", "best_step", "stale")
@@ -42,6 +42,7 @@ CHECKS = {
     **dict.fromkeys(("seed", "fingerprint", "start", "stale"), ((int,), 0)),
     "patience": ((int, NONE), 1), "best_step": ((int, NONE), 0),
     "epochs": ((bool,), None), "restore_best": ((bool,), None),
+    "held_out": ((float, NONE), 0.0),
     "min_delta": (NUMBER, None), "tol": ((*NUMBER, NONE), None), "best_loss": ((*NUMBER, NONE), None),
 }
 

@@ -9,14 +9,16 @@ from .errors import DataError
 
 
 def as_docs(docs):
-    """`docs` as a list of documents; one str is refused, because its characters would pass for documents."""
+    """`docs` as a list of documents; refused is what would pass for one, and has other parts than documents."""
     if isinstance(docs, str):
         raise TypeError(f"docs is one str, not a list of documents; say [text], or text.split('\\n'): {docs[:40]!r}")
+    if isinstance(docs, dict) or hasattr(docs, "columns"):
+        raise TypeError(f"docs is a {type(docs).__name__}, not a list of documents: say which column, docs[...]")
     docs = list(docs)
     if set(map(type, docs)) - {str}:
         for i, doc in enumerate(docs):
             if not isinstance(doc, str):
-                raise TypeError(f"docs[{i}] = {doc!r} is {type(doc).__name__}, not str")
+                raise TypeError(f"docs[{i}] = {doc!r:.80} is {type(doc).__name__}, not str")
     return docs
 
 
@@ -28,14 +30,14 @@ def _code_points(text):
 class CharTokenizer:
     """One token for each distinct character of `docs`, and one, BOS, for the edges of a document.
 
-    docs: list of str.  The sorted characters are ids 0 .. n-1; BOS is the last id, n.
+    docs: list of str, or one str.  The sorted characters are ids 0 .. n-1; BOS is the last id, n.
 
     Attributes: chars (str of length n, chars[i] is token i), bos (n), vocab_size (n + 1).
-    Raises TypeError where docs is one str or holds something else than str, ValueError where it has no characters.
+    Raises TypeError where docs holds something else than str, ValueError where it has no characters.
     """
 
     def __init__(self, docs):
-        self.chars = "".join(sorted(set("".join(as_docs(docs)))))
+        self.chars = "".join(sorted(set(docs if isinstance(docs, str) else "".join(as_docs(docs)))))
         if not self.chars:
             raise ValueError("docs has no characters, so there is nothing to make tokens of")
         self.bos = len(self.chars)
@@ -72,7 +74,8 @@ class CharTokenizer:
         docs: list of str, at least one; an empty document is two BOS in a row.
         Returns (ids, starts): ids (N + 1,) int32 and starts (len(docs) + 1,) int64, such that document i, from BOS
         to BOS, is ids[starts[i] : starts[i + 1] + 1].  N is the number of predictions, characters + documents.
-        Raises DataError at an unseen character, ValueError where docs is empty, TypeError as the constructor does.
+        Raises DataError at an unseen character, ValueError where docs is empty, TypeError where it is one str (say
+        [text]) or holds something else than str.
         """
         docs = as_docs(docs)
         if not docs:

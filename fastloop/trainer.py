@@ -8,6 +8,7 @@ import copy
 import json
 from collections import defaultdict
 from math import inf, isfinite
+from numbers import Real
 
 import numpy as np
 
@@ -286,16 +287,17 @@ class Trainer:
     ):
         """Train for `steps` steps, or `epochs` times through the data (default 1); returns the History.
 
-        data: list of documents; one str, a text learnt from in windows of block_size; or array X with y.
+        data: list of documents; one str, a text learnt from in windows of block_size; or array X with y, or (X, y).
         batch_size: examples a forward pass; a step takes grad_accum of them.
         shuffle: False takes the examples in the order given, True in a new order each epoch; windows of a text are
         drawn at random (None: False for documents and arrays).  seed: of the order's own random stream.  With steps,
         batches run on from the last example to the first; with epochs, each ends with the batch that is left over.
 
         validation: data of the same kind ((X, y) for arrays), evaluated every `eval_every` steps (default: each epoch,
-        or ten times in all) and after the last.  patience: stop after so many evaluations in a row none of which was
-        lower than the best by more than min_delta.  restore_best: end with the parameters of the best evaluation.
-        tol: stop when the mean loss of an epoch differs from the one before by less.
+        or ten times in all) and after the last.  A share of the data instead, such as 0.2, is set aside: of a text its
+        end, of documents and rows a choice that seed decides.  patience: stop after so many evaluations in a row none
+        of which was lower than the best by more than min_delta.  restore_best: end with the parameters of the best
+        evaluation.  tol: stop when the mean loss of an epoch differs from the one before by less.
 
         save: a file that gets a checkpoint every `save_every` steps and at the end, and beside it (run.best.npz for
         run.npz) one of the best evaluation.
@@ -322,6 +324,10 @@ class Trainer:
             raise ValueError(f"steps = {steps} and epochs = {epochs}: say one of them")
         if validation is None and (patience is not None or restore_best):
             raise ValueError("patience and restore_best need validation data to go by")
+        held_out = None
+        if isinstance(validation, Real):
+            held_out = number("validation", validation, 0.0, 1.0, above=True)
+            data, y, validation = self._hold_out(data, y, held_out, seed)
         data, cut = self.prepare(data, y)
         if data.windows:
             if shuffle is False or epochs is not None:
@@ -338,7 +344,7 @@ class Trainer:
             self.steps, steps=total, n_examples=data.n_examples, batch_size=batch_size, accumulate=self.grad_accum,
             order=order, seed=seed, epochs=by_epoch, patience=patience, min_delta=min_delta, restore_best=restore_best,
             eval_every=eval_every or (per_epoch if by_epoch else max(1, total // 10)), tol=tol,
-            fingerprint=data.fingerprint(),
+            fingerprint=data.fingerprint(), held_out=held_out,
         )
         run.history.cut = cut
         return self._go(run, data, validation, callbacks, log_every, save, save_every)
@@ -346,15 +352,32 @@ class Trainer:
     def resume(self, data, y=None, *, validation=None, log_every=None, callbacks=(), save=None, save_every=None):
         """Go on with the run that a loaded checkpoint (or Ctrl-C) was taken in; returns the whole History.
 
-        data, validation: those that fit was given.  The outcome has the same bits as a run without the break.
+        data, validation: those that fit was given, but a share may be left out, since the run knows it.  The outcome
+        has the same bits as a run without the break.
         Raises CheckpointError where there is nothing to go on with, or the data are others.
         """
         self._between_steps("resume()")
         self._check_settings()
         if self._run is None:
             raise CheckpointError("there is no run to go on with: call fit")
+        share = self._run.held_out
+        if isinstance(validation, Real) and validation != share:
+            held = "no share" if share is None else f"the share {share}"
+            raise ValueError(f"validation = {validation}, but the run holds out {held} of its data")
+        if share is not None and (validation is None or isinstance(validation, Real)):
+            data, y, validation = self._hold_out(data, y, share, self._run.seed)
         data, _ = self.prepare(data, y)
         return self._go(self._run, data, validation, callbacks, log_every, save, save_every)
+
+    def _hold_out(self, data, y, share, seed):
+        """(data, y, validation) with that share of the data set aside."""
+        if isinstance(data, _core.variant.Data):
+            raise TypeError(f"validation = {share} cannot be taken of prepared data: give the data themselves")
+        if hasattr(data, "__next__"):
+            data = list(data)
+        self.prepare(data, y)       # so that an error names the place in the whole, which also has all class labels
+        (data, y), validation = self.model.hold_out(data, y, share, seed)
+        return data, y, validation
 
     def _go(self, run, data, validation, callbacks, log_every, save, save_every):
         log_every = None if log_every is None else whole("log_every", log_every, 0)
@@ -364,7 +387,7 @@ class Trainer:
             checkpoint.check_folder(save)
             self._check_can_be_saved()
         if validation is not None:
-            validation, _ = self.prepare(*(validation if isinstance(validation, tuple) else (validation,)))
+            validation, _ = self.prepare(validation)
         with Alone(self.model, "resume()" if run is self._run else "fit()"):
             self._run, self.history, self.total_steps = run, run.history, run.steps
             run.history.interrupted = False
@@ -392,7 +415,8 @@ class Trainer:
         self.stop_reason = str(reason)
 
     def evaluate(self, data, y=None):
-        """The mean loss per prediction (nats per token) over all of the data; the parameters are not touched."""
+        """The mean loss per prediction (nats per token) over all of the data, documents, a text, X and y or (X, y); the
+        parameters are not touched."""
         data, _ = self.prepare(data, y)
         loop = _core.variant.Loop(self.model.make_core(), None)
         batch = self.model.make_batch(data)
@@ -427,6 +451,7 @@ class Trainer:
             "schedule": getattr(self.schedule, "spec", None),
             "tokenizer": None if self.tokenizer is None else self.tokenizer.to_dict(),
             "clip_norm": self.clip_norm, "clip_value": self.clip_value, "grad_accum": self.grad_accum,
+            "classes": None if self.model.classes is None else self.model.classes.tolist(),
             "steps": self.steps, "notes": self.notes, "run": None,
         }
         if self._run is not None:
@@ -459,6 +484,8 @@ class Trainer:
         try:
             description = dict(meta["model"])
             model = models.CLASSES[description.pop("class")](**description)
+            if meta["classes"] is not None:
+                model.classes = meta["classes"]
             description = dict(meta["optimizer"])
             t = description.pop("t")
             optimizer = OPTIMIZERS[description.pop("class")](**description)

@@ -170,10 +170,10 @@ FASTLOOP = [
     ("_check.py", "    return bool(x)", "    return x"),
     ("trainer.py", 'setattr(self, name, number(name, getattr(self, name), 0.0, above=True))', "pass"),
     ("trainer.py", "if classes.get(kind.__name__) is not kind and", "if False and"),
-    ("arrays.py", "(array >= n_classes)", "(array > n_classes)"),
+    ("arrays.py", "(y >= n)", "(y > n)"),
     ("arrays.py", "if not finite.all():", "if False:"),
     ("arrays.py", 'np.array(array, np.float64, order="C")', 'np.require(array, np.float64, ["C", "ALIGNED"])'),
-    ("arrays.py", "array = np.array(value)", "array = np.asarray(value)"),
+    ("arrays.py", "array = np.array(_read(name, value))", "array = _read(name, value)"),
     ("kernels.py", 'ids("positions", positions, len(wpe))', 'ids("positions", positions, V)'),
     ("kernels.py", '"lm_head": lm_head, "dlogits": dlogits}', '"lm_head": lm_head}'),
     ("kernels.py", 'number("eps", eps, 0, above=True)', 'number("eps", eps, 0)'),
@@ -266,7 +266,7 @@ FASTLOOP = [
     ("data.py", 'text.removeprefix("\\ufeff")', "text"),
     ("data.py", "[positions < block_size]", "[positions <= block_size]"),
     ("data.py", "n_first + extra * V", "n_first + extra"),
-    ("data.py", "if n_val == len(docs):", "if False:"),
+    ("data.py", "if n_val == n:", "if False:"),
     ("data.py", '.replace("\\r", "\\n").split("\\n")', '.split("\\n")'),
     # what is recorded and shown
     ("history.py", "self.loss[-window:].mean()", "self.loss[-window - 1 :].mean()"),
@@ -288,6 +288,11 @@ FASTLOOP = [
     ("gradcheck.py", "return math.inf, math.inf, slope", "return 0.0, 0.0, slope"),
     ("gradcheck.py", "model.params.flat[:], model.grads.flat[:] = params, grads", "model.params.flat[:] = params"),
     # the command
+    ("arrays.py", "isinstance(part, np.ma.MaskedArray)", "False"),
+    ("arrays.py", "order[np.minimum(np.searchsorted(classes, y, sorter=order), n - 1)]",
+     "np.minimum(np.searchsorted(classes, y), n - 1)"),
+    ("tokenizer.py", 'isinstance(docs, dict) or hasattr(docs, "columns")', "False"),
+    ("trainer.py", "self._hold_out(data, y, share, self._run.seed)", "self._hold_out(data, y, share, 0)"),
     ("config.py", "_num_threads = n if _core.variant.openmp else 1", "_num_threads = n"),
     ("_core/__init__.py", "isinstance(problem, ModuleNotFoundError) and os.path", "False and os.path"),
     ("config.py", "after_in_child=lambda: set_num_threads(1)", "after_in_child=lambda: None"),
@@ -347,7 +352,7 @@ FIRST = {
     "models": "models copies checkpoint mlp trainer gpt", "sampler": "trainer checkpoint", "config": "config trainer",
     "params": "params copies trainer", "errors": "copies", "history": "history copies", "optim": "optim copies",
     "schedules": "schedules copies",
-    "trainer": "models trainer checkpoint copies one_at_a_time", "__init__": "core",
+    "trainer": "models trainer checkpoint copies one_at_a_time hold_out", "__init__": "core",
 }
 
 AVX2 = ["-mavx2", "-mfma"]

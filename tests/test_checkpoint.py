@@ -333,6 +333,7 @@ WRONG = {
     "seed": INDEX, "fingerprint": INDEX, "start": INDEX, "stale": INDEX,
     "patience": [0, 1.0, "1"], "best_step": [-1, 3.0], "best_loss": ["1", True], "tol": ["1", False],
     "min_delta": [None, "0", True], "epochs": [1, None], "restore_best": [0, "yes"], "order": ["none", None, 1],
+    "held_out": [-0.1, 1, "0.2", True],
 }
 
 
@@ -349,6 +350,19 @@ def test_a_run_of_wrong_settings_is_refused(tmp_path):
             checkpoint.write(path, arrays, {**meta, "run": {**meta["run"], name: value}})
             with pytest.raises(fl.CheckpointError, match=f"{name} = "):
                 fl.Trainer.load(path)
+
+
+@pytest.mark.parametrize("classes", [["a"], [0, 0, 1], [[0, 1, 2]], {"a": 1}, "abc", 3, [0, None, 1], ["a", "b", 2]])
+def test_classes_that_are_none_of_the_model_are_refused(tmp_path, classes):
+    path = tmp_path / "run.npz"
+    trainer = fl.Trainer(fl.SoftmaxRegression(2, 3))
+    trainer.save(path)
+    arrays, meta = checkpoint.read(path)
+    assert meta.pop("format") == 1
+    assert meta["classes"] is None
+    checkpoint.write(path, arrays, {**meta, "classes": classes})
+    with pytest.raises(fl.CheckpointError, match="does not describe a trainer"):
+        fl.Trainer.load(path)
 
 
 @pytest.mark.parametrize("model", [lambda: fl.BigramLM(5, n_embd=4), lambda: fl.GPT(5, n_embd=8, n_head=2, n_layer=2)])

@@ -315,7 +315,8 @@ def test_integers_lists_and_other_layouts_are_taken():
     read_only.flags.writeable = False
     unaligned = np.frombuffer(b"\0" + X.astype(float).tobytes(), np.uint8)[1:].view(np.float64).reshape(10, 2)
     assert not unaligned.flags.aligned
-    for same in (X, X.tolist(), X.astype(">f8"), np.asfortranarray(X), strided[::2, ::2], read_only, unaligned):
+    kinds = [X.astype(kind) for kind in (np.float32, np.float16, ">f4", ">f8", np.int8)]
+    for same in (X, X.tolist(), *kinds, np.asfortranarray(X), strided[::2, ::2], read_only, unaligned):
         assert trainer.evaluate(same, y) == expected
 
 
@@ -331,6 +332,13 @@ def test_class_ids_of_any_integer_type_are_taken():
 X4, Y4 = np.ones((4, 2)), np.ones((4, 3))
 
 
+class Sparse:
+    """What of scipy.sparse can be seen from outside."""
+
+    def toarray(self):
+        return X4
+
+
 def spoiled(array, place, value):
     array = np.array(array, float)
     array[place] = value
@@ -338,10 +346,18 @@ def spoiled(array, place, value):
 
 
 @pytest.mark.parametrize("X, y, error, message", [
-    (X4.astype(np.float32), Y4, TypeError, r"X must be float64 \(or integers\), got float32"),
-    (X4, Y4.astype(np.float32), TypeError, r"y must be float64 \(or integers\), got float32"),
-    (X4.astype(complex), Y4, TypeError, "got complex128"),
-    ([["a", "b"]], Y4, TypeError, "got <U1"),
+    (X4.astype(complex), Y4, TypeError, "got complex128: take its real part"),
+    (X4.astype(np.longdouble), Y4, TypeError, r"got float128: convert it with astype\(np.float64\)"),
+    ([["a", "b"]], Y4, TypeError, "got <U1: turn text into numbers first"),
+    (np.array([["2026-11-24"] * 2] * 4, "datetime64[D]"), Y4, TypeError, "turn dates into numbers first"),
+    ([[1, 2], [3, "red"], [5, 6], [7, 8]], Y4, TypeError, "got <U"),
+    (np.array([[1, 2], [3, "red"]], object), Y4, TypeError, r"got object: X\[1, 1\] = 'red' is of type str"),
+    (np.array([[1, True], [3, 4.0]], object), Y4, TypeError, r"all are numbers, so convert it with astype"),
+    (X4, np.array([[1, 2, None]], object), TypeError, r"got object: y\[0, 2\] = None is of type NoneType"),
+    (Sparse(), Y4, TypeError, r"X is a sparse Sparse, needed is a dense array: X\.toarray\(\)"),
+    (np.ma.masked_less(X4, 2.0), Y4, TypeError, r"X is a masked array, .*: leave out the rows .*X\.filled"),
+    (X4, [np.ma.masked_less(np.ones(3), 2.0)] * 4, TypeError, "y is a masked array"),
+    ([[1.0, 2.0], [3.0]], Y4, ValueError, "X cannot be read as an array: .*inhomogeneous"),
     (X4, None, TypeError, "y is missing"),
     (None, Y4, TypeError, "X must be float64"),
     (spoiled(X4, (3, 1), np.nan), Y4, ValueError, r"X\[3, 1\] = nan is not finite"),
@@ -368,13 +384,120 @@ def test_bad_arrays_are_refused(X, y, error, message):
     ([0, 1, 2, 3], IndexError, r"y\[3\] = 3 is outside \[0, 3\)"),
     ([0, 2**63 - 1, 2, 1], IndexError, r"y\[1\] = 9223372036854775807 is outside"),
     (np.array([0, 2**64 - 1, 2, 1], np.uint64), IndexError, r"y\[1\] = 18446744073709551615 is outside"),
-    ([0.0, 1.0, 2.0, 0.0], TypeError, "y must hold class ids, which are integers, got float64"),
-    ([[0], [1], [2], [0]], ValueError, r"y has shape \(4, 1\), expected \(N,\)"),
+    ([1, 2, 3, 1], IndexError, r"y\[2\] = 3 is outside \[0, 3\); .*, say so: model.classes = \[1, 2, 3\]$"),
+    ([0.0, 1.0, np.nan, 0.0], ValueError, r"y\[2\] = nan is not finite"),
+    ([0.0, 1.0, 1.0, 0.0], ValueError, r"2 distinct labels \(0\.0, 1\.0\), the model has 3 .*model\.classes = "),
+    (list("abcd"), ValueError, "4 distinct labels"),
+    (["a", 1, "b", "c"], TypeError, r"labels of one kind, .*: y\[1\] = 1 is of type int"),
+    (np.array(["a", np.nan, "b", "c"], object), TypeError, r"y\[1\] = nan is of type float"),
+    (np.zeros(4, complex), TypeError, "labels: integers, bool, float or str, got complex128"),
+    (np.ma.masked_equal([0, 1, 2, 0], 2), TypeError, "y is a masked array"),
+    (Sparse(), TypeError, r"y is a sparse Sparse, .* y\.toarray\(\)"),
+    ([[0], [1], [2], [0]], ValueError, r"y has shape \(4, 1\), expected \(N,\): one label a row, as np\.ravel\(y\) is"),
     ([0, 1, 2], ValueError, "X has 4 rows, y has 3"),
 ])
 def test_bad_class_ids_are_refused(y, error, message):
+    model = fl.SoftmaxRegression(2, 3)
     with pytest.raises(error, match=message):
-        fl.Trainer(fl.SoftmaxRegression(2, 3)).fit(X4, y, steps=3)
+        fl.Trainer(model).fit(X4, y, steps=3)
+    assert model.classes is None
+
+
+# Labels of classes
+
+
+LABELS = [["ant", "bee", "cat"], ["\ud83d", "a b", "é"], [-1.5, 0.0, 3.0], [2.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("labels", LABELS, ids=range(4))
+def test_labels_of_any_kind_train_as_their_sorted_places_do(labels, tmp_path):
+    X, ids = arrays(fl.SoftmaxRegression(3, 3), 30)
+    expected = fl.Trainer(fl.SoftmaxRegression(3, 3), fl.Adam(lr=0.1))
+    expected.fit(X, ids, steps=20, batch_size=8, validation=(X[:9], ids[:9]))
+    y = np.array(sorted(labels))[ids]
+    trainer = fl.Trainer(fl.SoftmaxRegression(3, 3), fl.Adam(lr=0.1))
+    trainer.fit(X, y, steps=20, batch_size=8, validation=(X[:9], y[:9].tolist()))
+    model = trainer.model
+    assert np.array_equal(model.params.flat, expected.model.params.flat)
+    assert trainer.history.evaluations == expected.history.evaluations
+    assert model.classes.tolist() == sorted(labels)
+    assert model.predict(X).tolist() == [sorted(labels)[i] for i in expected.model.predict(X)]
+    assert np.array_equal(model.predict_proba(X), expected.model.predict_proba(X))
+    # Objects, as pandas gives them, and a checkpoint, whose JSON brings the labels back as they were.
+    assert trainer.evaluate(X, y.astype(object)) == expected.evaluate(X, ids)
+    trainer.save(tmp_path / "run.npz")
+    again = fl.Trainer.load(tmp_path / "run.npz").model
+    assert (again.classes.tolist(), again.classes.dtype.kind) == (sorted(labels), y.dtype.kind)
+    assert again.predict(X).tolist() == model.predict(X).tolist()
+
+
+def test_classes_that_are_named_keep_their_order_and_fit_a_part_of_the_data():
+    model = fl.SoftmaxRegression(2, 3, init_std=1.0)
+    model.classes = ["low", "mid", "high"]
+    X, ids = arrays(model, 10)
+    y = np.array(["low", "mid", "high"])[ids]
+    plain = fl.SoftmaxRegression(2, 3, init_std=1.0)
+    assert fl.Trainer(model).evaluate(X, y) == fl.Trainer(plain).evaluate(X, ids)
+    assert fl.Trainer(model).evaluate(X[:2], ["mid", "mid"]) == fl.Trainer(plain).evaluate(X[:2], [1, 1])
+    model.classes = [3, 1, 2]       # integers that are no ids
+    assert fl.Trainer(model).evaluate(X[:3], [1, 2, 3]) == fl.Trainer(plain).evaluate(X[:3], [1, 2, 0])
+
+
+def test_a_label_that_the_model_does_not_know_is_named_with_its_place():
+    model = fl.SoftmaxRegression(2, 3)
+    trainer = fl.Trainer(model)
+    trainer.fit(X4, ["b", "c", "a", "a"], steps=1)
+    before = model.params.flat.tobytes()
+    with pytest.raises(fl.DataError, match=r"y\[2\] = 'dog' is not one of the model's 3 classes: 'a', 'b', 'c'"):
+        trainer.fit(X4, ["a", "b", "dog", "c"], steps=1)
+    with pytest.raises(fl.DataError, match=r"y\[0\] = 0 is not one of the model's 3 classes: 'a', 'b', 'c'"):
+        trainer.fit(X4, [0, 1, 2, 0], steps=1, validation=(X4, ["a"] * 4))
+    with pytest.raises(fl.DataError, match=r"y\[3\] = 'd'"):
+        trainer.fit(X4, ["a"] * 4, steps=1, validation=(X4, ["a", "b", "a", "d"]))
+    assert (model.params.flat.tobytes(), trainer.steps) == (before, 1)
+    assert model.classes.tolist() == ["a", "b", "c"]
+    model.classes = None
+    trainer.fit(X4, [0, 1, 2, 0], steps=1)
+    assert model.classes.tolist() == [0, 1, 2]
+
+
+def test_two_classes_of_bool_are_false_and_true():
+    model = fl.SoftmaxRegression(2, 2)
+    fl.Trainer(model).fit(X4, np.ones(4, bool), steps=50)
+    assert model.predict(X4).tolist() == [True] * 4
+    assert model.predict(X4).dtype == bool
+    assert fl.Trainer(model).evaluate(X4, [1, 1, 1, 1]) == fl.Trainer(model).evaluate(X4, [True] * 4)
+
+
+@pytest.mark.parametrize("labels, error, message", [
+    (["a", "b"], ValueError, "classes = 'a', 'b': the model has 3 classes, and needs as many distinct labels"),
+    (["a", "b", "a"], ValueError, "as many distinct labels"),
+    (["a", "b", 3], TypeError, r"classes\[2\] = 3 is of type int"),
+    ([b"a", b"b", b"c"], TypeError, r"got \|S1"),
+    ([1.0, 2.0, np.inf], ValueError, r"classes\[2\] = inf is not finite"),
+    ("abc", ValueError, "classes has shape"),
+])
+def test_classes_that_are_none_are_refused(labels, error, message):
+    model = fl.SoftmaxRegression(2, 3)
+    with pytest.raises(error, match=message):
+        model.classes = labels
+    assert model.classes is None
+    with pytest.raises(TypeError, match="loss='mse' has no classes"):
+        fl.LinearRegression(2, 3).classes = labels
+
+
+def test_data_frames_are_taken_as_their_values():
+    pandas = pytest.importorskip("pandas", reason="pandas, which users have, is no dependency")
+    model = fl.SoftmaxRegression(2, 3)
+    X, ids = arrays(model, 30)
+    frame = pandas.DataFrame({"a": X[:, 0], "b": X[:, 1].astype(np.float32), "name": np.array(["x", "y", "z"])[ids]})
+    X = np.column_stack([X[:, 0], X[:, 1].astype(np.float32)])
+    trainer = fl.Trainer(model, fl.Adam(lr=0.1))
+    trainer.fit(frame[["a", "b"]], frame["name"], steps=20, validation=0.2)
+    assert trainer.evaluate(frame[["a", "b"]], frame["name"].astype("category")) == trainer.evaluate(X, frame["name"])
+    assert set(model.predict(frame[["a", "b"]])) <= {"x", "y", "z"}
+    with pytest.raises(TypeError, match=r"got object: X\[0, 1\] = '[xyz]' is of type str"):
+        trainer.evaluate(frame[["a", "name"]], frame["name"])
 
 
 def test_one_column_is_named_by_row_alone():

@@ -86,9 +86,24 @@ def test_a_large_alphabet_is_not_listed_whole():
 
 
 def test_one_str_is_not_a_list_of_documents(tokenizer):
-    for call in (CharTokenizer, tokenizer.encode_docs):
-        with pytest.raises(TypeError, match=r"one str, not a list of documents; say \[text\], or text\.split"):
-            call("anna\nbob")
+    with pytest.raises(TypeError, match=r"one str, not a list of documents; say \[text\], or text\.split"):
+        tokenizer.encode_docs("anna\nbob")
+
+
+def test_one_str_gives_its_characters():
+    assert CharTokenizer("banana\ncab") == CharTokenizer(["banana\ncab"])
+    with pytest.raises(ValueError, match="docs has no characters"):
+        CharTokenizer("")
+
+
+def test_names_of_columns_are_not_documents(tokenizer):
+    class DataFrame(list):
+        columns = ("name", "age")
+
+    for docs in ({"ab": 1}, DataFrame(["ab"])):
+        for call in (CharTokenizer, tokenizer.encode_docs):
+            with pytest.raises(TypeError, match=f"docs is a {type(docs).__name__}, not a .* which column, docs"):
+                call(docs)
 
 
 def test_documents_must_be_str(tokenizer):
