@@ -94,6 +94,8 @@ def gradcheck(model_or_loss, batch_or_params, grads=None, *, tol=None, samples=N
 def _check_model(model, batch, tol, samples, rng):
     if not isinstance(batch, _core.variant.Batch):
         raise TypeError(f"batch is a {type(batch).__name__}; needed is what trainer.batch(...) makes")
+    if hasattr(model, "gate"):
+        model.gate.check_whole("gradcheck()")       # it writes into parameters and gradients
     loop = _core.variant.Loop(model.make_core(), None)
     params, grads = model.params.flat.copy(), model.grads.flat.copy()
     try:
