@@ -3,7 +3,8 @@
 # A moment below this is set to zero: decayed further it would become subnormal, and arithmetic on subnormal
 # numbers takes a hundred cycles (a character that no longer occurs would slow every later step).  It is a tenth of
 # the pass in cache, so it is done at every 16th step: from 1e-290 to the subnormal numbers is a factor of 4e17, which
-# takes 16 steps or more for any beta above 0.1.
+# takes 16 steps or more for any beta above 0.1.  Where eps is so small that such a v beside it would show in the parameter
+# (below 1e-125, no practical eps), the limit is lower: without its v, what is left of m would be divided by eps alone.
 cdef double TINY = 1e-290
 cdef enum:
     FLUSH_EVERY = 16
@@ -19,7 +20,8 @@ cdef struct AdamStep:
     double l2               # added to the gradient: l2 param (Adam's weight_decay)
     double keep             # 1 - lr weight_decay (AdamW's decoupled decay)
     bint plain              # grad_scale and keep are 1 and l2 is 0: they would change no bit
-    bint flush              # whether moments below TINY become 0 at this step
+    bint flush              # whether moments below `tiny` become 0 at this step
+    double tiny
 
 
 cdef AdamStep adam_scalars(double lr, double beta1, double beta2, double eps, int64_t t, double grad_scale,
@@ -32,11 +34,17 @@ cdef AdamStep adam_scalars(double lr, double beta1, double beta2, double eps, in
     c.beta2 = beta2
     c.eps = eps
     c.grad_scale = grad_scale
+    c.flush = t % FLUSH_EVERY == 0 or min(beta1, beta2) < 0.1
+    c.tiny = min(TINY, (1e-20 * eps) * (1e-20 * eps))
+    adam_decay(&c, lr, weight_decay, decoupled)
+    return c
+
+
+cdef void adam_decay(AdamStep *c, double lr, double weight_decay, bint decoupled) noexcept nogil:
+    """Set what depends on the weight decay."""
     c.l2 = 0.0 if decoupled else weight_decay
     c.keep = 1.0 - lr * weight_decay if decoupled else 1.0
-    c.plain = grad_scale == 1.0 and weight_decay == 0.0
-    c.flush = t % FLUSH_EVERY == 0 or min(beta1, beta2) < 0.1
-    return c
+    c.plain = c.grad_scale == 1.0 and weight_decay == 0.0
 
 
 cdef void adam_update(double *grad, double *param, double *m, double *v, Py_ssize_t n, const AdamStep *c,
@@ -53,6 +61,7 @@ cdef void adam_update(double *grad, double *param, double *m, double *v, Py_ssiz
     cdef v8 step = v8_set(-c.step_size), v_scale = v8_set(c.v_scale), eps = v8_set(c.eps)
     cdef v8 p, g, mi, vi
     cdef bint plain = c.plain, flush = c.flush
+    cdef double tiny = c.tiny
     cdef Py_ssize_t i = 0, left
     cdef double[4][8] last
     while i + 8 <= n:
@@ -64,8 +73,8 @@ cdef void adam_update(double *grad, double *param, double *m, double *v, Py_ssiz
         mi = v8_fma(beta1, v8_load(m + i), v8_mul(gain1, g))
         vi = v8_fma(beta2, v8_load(v + i), v8_mul(gain2, v8_mul(g, g)))
         if flush:
-            mi = v8_flush(mi, TINY)
-            vi = v8_flush(vi, TINY)
+            mi = v8_flush(mi, tiny)
+            vi = v8_flush(vi, tiny)
         v8_store(m + i, mi)
         v8_store(v + i, vi)
         v8_store(param + i, v8_fma(step, v8_div(mi, v8_fma(v8_sqrt(vi), v_scale, eps)), p))
@@ -114,18 +123,25 @@ cdef class Adam(Optimizer):
     """Adam or AdamW; each array's states are the moments m and v."""
     cdef double beta1, beta2, eps
     cdef bint decoupled
+    cdef AdamStep scalars       # of the step at hand
 
     def __init__(self, list params, list states, list decays, list grads, double beta1, double beta2, double eps,
                  bint decoupled):
         Optimizer.__init__(self, params, states, decays, grads)
         self.beta1, self.beta2, self.eps, self.decoupled = beta1, beta2, eps, decoupled
 
-    cdef void update(self, double lr, double grad_scale) noexcept nogil:
-        cdef Py_ssize_t i
-        cdef AdamStep c
-        cdef Segment *s
-        self.t += 1
-        for i in range(self.count):
-            s = &self.segments[i]
-            c = adam_scalars(lr, self.beta1, self.beta2, self.eps, self.t, grad_scale, s.decay, self.decoupled)
-            adam_run(s.grad, s.param, s.state[0], s.state[1], s.n, &c, False)
+    cdef bint prepare(self, double lr, double grad_scale, double largest) noexcept nogil:
+        # m is a mean of gradients, so none is larger than the largest of them; and what is divided by is at least eps.
+        cdef AdamStep *c = &self.scalars
+        c[0] = adam_scalars(lr, self.beta1, self.beta2, self.eps, self.taken, grad_scale, self.decay, self.decoupled)
+        cdef bint apart = c.l2 == 0.0 and fabs(c.keep) <= 1.0       # the parameter is only added to
+        cdef double g = largest if apart else largest + c.l2 * self.largest_param(), ratio, move
+        self.moment = max(self.moment, g)
+        ratio = self.moment / self.eps
+        move = c.step_size * ratio
+        self.param = max(1.0, fabs(c.keep)) * self.param + move
+        return g <= MODERATE and ratio < LARGE and move < LARGE and (apart or self.param < LARGE)
+
+    cdef void apply(self, Segment *s, double lr) noexcept nogil:
+        adam_decay(&self.scalars, lr, s.decay, self.decoupled)
+        adam_run(s.grad, s.param, s.state[0], s.state[1], s.n, &self.scalars, False)

@@ -86,13 +86,22 @@ cdef class Loop:
         self.model.busy = False
         return outside
 
-    def step(self, double lr, double grad_scale=1.0):
+    def step(self, double lr, double norm=-1.0):
+        """One step from the gradients; norm: theirs, where it is known.
+
+        None, or where the step would have written something not finite, and was not taken, the norm.
+        """
+        cdef bint stepped
         self.enter("step()")
         check_free("step()", self.optimizer.busy)
         self.model.busy = self.optimizer.busy = True
+        self.optimizer.param = INFINITY
         with nogil:
-            self.optimizer.update(lr, grad_scale)
+            if norm < 0.0:
+                norm = norm2(self.model.grads, self.model.size, self.partial.data)
+            stepped = isfinite(norm * norm) and self.optimizer.update(lr, 1.0, norm)    # Adam squares the gradient
         self.model.busy = self.optimizer.busy = False
+        return None if stepped else norm
 
     def total_loss(self):
         """The sum of the last forward's losses, each prediction weighing 1."""
@@ -105,8 +114,9 @@ cdef class Loop:
 
         Step s takes the micro-batches s accumulate .. (s + 1) accumulate, micro-batch j the examples
         indices[splits[j] : splits[j + 1]].  losses[s] and norms[s] (before clipping) are written for every step begun.
-        A loss or norm that is not finite ends the run before the parameters are touched.  The gradients are overwritten
-        by the first micro-batch of each step, which spares a pass over them, and are zero in the end.
+        A loss or norm that is not finite ends the run before the parameters are touched, and so does a learning rate
+        with which they, or a moment, would not be finite.  The gradients are overwritten by the first micro-batch of
+        each step, which spares a pass over them, and are zero in the end.
 
         clip_norm and clip_value (inf for none; one of them at most, or the norm is that before clipping by value):
         clipped[s], where given, becomes 1 where either took hold, else 0.
@@ -129,6 +139,7 @@ cdef class Loop:
         self.model.bind(batch, batch.reserve(longest))
         self.model.busy = self.optimizer.busy = True
         s = 0
+        self.optimizer.param = INFINITY
         with nogil:
             while s < steps:
                 total = <double>(splits[(s + 1) * accumulate] - splits[s * accumulate])
@@ -155,7 +166,8 @@ cdef class Loop:
                 outside = clip_values(self.model.grads, self.model.size, clip_value) if clip_value < INFINITY else 0
                 if clipped is not None:
                     clipped[s] = outside > 0 or norm > clip_norm
-                self.optimizer.update(lrs[s], scale)
+                if not self.optimizer.update(lrs[s], scale, largest):
+                    break
                 s += 1
             memset(self.model.grads, 0, self.model.size * 8)
         self.model.busy = self.optimizer.busy = False

@@ -63,35 +63,13 @@ cdef inline Py_ssize_t tiles(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
 cdef Py_ssize_t work_per_thread = 2000000
 
 
-cdef extern from *:
-    """
-    #include <limits.h>
-
-    #ifdef _OPENMP
-    #define FL_OPENMP 1
-    #else
-    #define FL_OPENMP 0
-    #endif
-
-    #ifdef _MSC_VER
-    #define FL_THREAD_LOCAL __declspec(thread)
-    #define FL_LOAD(x) (x)
-    #define FL_STORE(x, value) ((x) = (value))
-    #else
-    #define FL_THREAD_LOCAL __thread
-    #define FL_LOAD(x) __atomic_load_n(&(x), __ATOMIC_RELAXED)
-    #define FL_STORE(x, value) __atomic_store_n(&(x), value, __ATOMIC_RELAXED)
-    #endif
-
-    /* The most threads: of the process, set from config.py (1 in a forked child, where libgomp would hang), and of what
-       one of its Python threads calls, set from run.py.  Others may be training while either changes. */
-    static int fl_max_threads = 1;
-    static FL_THREAD_LOCAL int fl_own_threads = INT_MAX;
-    """
+cdef extern from "threads.h":
     const bint FL_OPENMP
-    int fl_max_threads, fl_own_threads
+    int fl_max_threads, fl_own_threads, fl_ready
     int FL_LOAD(int x) nogil
     void FL_STORE(int x, int value) nogil
+    int fl_prepare(int n) nogil
+    bint fl_release() nogil
 
 openmp = FL_OPENMP
 
@@ -106,6 +84,11 @@ def set_own_threads(int n):
     fl_own_threads = n
 
 
+def release_threads():
+    """Let go of the calling Python thread's pool, before a fork; False where a child could not make its own."""
+    return fl_release()
+
+
 def set_work_per_thread(Py_ssize_t n):
     """Set how many operations are worth a thread, and return what it was: with 1, tests use threads for small work."""
     global work_per_thread
@@ -116,9 +99,12 @@ def set_work_per_thread(Py_ssize_t n):
 
 
 cdef inline int threads_for(Py_ssize_t work) noexcept nogil:
-    """How many threads `work` floating-point operations are worth."""
+    """How many threads `work` floating-point operations are worth, of those that can be made."""
     cdef Py_ssize_t n = work // work_per_thread
-    return <int>min(n, FL_LOAD(fl_max_threads), fl_own_threads) if n > 1 else 1
+    if n <= 1:
+        return 1
+    n = min(n, FL_LOAD(fl_max_threads), fl_own_threads)
+    return <int>n if n <= fl_ready else fl_prepare(<int>n)
 
 
 cdef inline int threads_in_pass(Py_ssize_t work) noexcept nogil:

@@ -1,4 +1,16 @@
-# What every optimiser offers the loop, and the user's own loops.
+# What every optimiser offers the loop, and the user's own loops; and its promise, that no parameter and no moment becomes
+# anything not finite.
+#
+# Before a step `prepare` bounds what it can write, from a few scalars: the largest gradient (its norm is known), the
+# largest first moment so far, and where a parameter enters more than by itself, the largest parameter.  A sum with a
+# finite number overflows only where the other is above 1e292, half the last place of the largest number, so that with
+# practical settings no parameter can, whatever it is.  Where the bounds do not exclude it, `look` takes the step on copies
+# first, and finds out.
+
+cdef double LARGE = 1e290       # a hundredth of that: the bounds are rounded, too
+cdef double MODERATE = 1e153    # the square of a gradient up to here may be added to any finite v
+cdef enum:
+    LOOK = 256                  # values copied at a time
 
 cdef struct Segment:
     double *grad                # (n,) as are the others
@@ -17,7 +29,10 @@ cdef class Optimizer:
     cdef Buffer memory
     cdef Buffer partial         # for the norm
     cdef object kept            # the arrays, so that they outlive the pointers
-    cdef public int64_t t       # steps taken
+    cdef int64_t taken          # steps
+    cdef double decay           # the largest weight decay
+    cdef double moment          # no first moment is larger; infinite where that is not known
+    cdef double param           # the same of the parameters, within a compiled call: between calls users write to them
     cdef bint busy              # whether a step is at work; see check_free
 
     def __init__(self, list params not None, list states not None, list decays not None, list grads=None):
@@ -30,6 +45,7 @@ cdef class Optimizer:
         cdef Segment *s
         self.kept = (params, states, grads)
         self.memory, self.partial = Buffer(), Buffer()
+        self.moment = self.param = INFINITY
         self.count = len(params)
         self.memory.reserve(self.count * ((sizeof(Segment) + sizeof(Py_buffer)) // 8))
         self.segments = <Segment *>self.memory.data
@@ -40,12 +56,22 @@ cdef class Optimizer:
             self.shapes[i] = params[i].shape
             array = params[i].reshape(-1)
             s.n, s.decay = array.shape[0], decays[i]
+            self.decay = max(self.decay, s.decay)
             self.partial.reserve(s.n // NORM_BLOCK + 1)
             s.param = self.pointer(array, s.n)
             for j in range(len(states[i])):
                 s.state[j] = self.pointer(states[i][j], s.n)
             if grads is not None:
                 s.grad = self.pointer(grads[i], s.n)
+
+    @property
+    def t(self):
+        """Steps taken.  To set it says that the moments may have been written to as well."""
+        return self.taken
+
+    @t.setter
+    def t(self, int64_t value):
+        self.taken, self.moment = value, INFINITY
 
     def __reduce__(self):
         return not_copied(self)
@@ -60,11 +86,13 @@ cdef class Optimizer:
 
         Else nothing was written, and (i, None) says that grads[i] is no C-contiguous float64 array of its parameter's
         shape, (i, norm) that its norm or the square of it is not finite (checked if asked to look: Adam squares the
-        gradient).  Raises ValueError where a gradient overlaps an array that the step writes to.
+        gradient), (-1, the largest norm) that the step would write something not finite.  Raises ValueError where a
+        gradient overlaps an array that the step writes to.
         """
         cdef Py_ssize_t i = 0, j, taken = 0
         cdef Segment *s
-        cdef double norm
+        cdef double norm, largest = 0.0
+        cdef bint stepped
         if len(grads) != self.count:
             raise ValueError(f"{len(grads)} gradients for {self.count} arrays")
         check_free("step(grads)", self.busy)
@@ -85,8 +113,12 @@ cdef class Optimizer:
                     norm = norm2(s.grad, s.n, self.partial.data)
                 if not isfinite(norm * norm):
                     return i, norm
+                largest = max(largest, norm)
+            self.param = INFINITY
             with nogil:
-                self.update(lr, 1.0)
+                stepped = self.update(lr, 1.0, largest) if look else self.update_unseen(lr)
+            if not stepped:
+                return -1, largest
         finally:
             self.busy = False
             for j in range(taken):
@@ -112,13 +144,101 @@ cdef class Optimizer:
         return fits
 
     def step(self, double lr):
-        """One step from the gradients, which are left as they are."""
+        """One step from the gradients, which are not looked at and left as they are; whether it was taken."""
+        cdef bint stepped
         check_free("step()", self.busy)
         self.busy = True
+        self.param = INFINITY
         with nogil:
-            self.update(lr, 1.0)
+            stepped = self.update_unseen(lr)
         self.busy = False
+        return stepped
 
-    cdef void update(self, double lr, double grad_scale) noexcept nogil:
-        """One step; the gradient is multiplied by grad_scale as it is read."""
+    cdef bint update(self, double lr, double grad_scale, double largest) noexcept nogil:
+        """One step; the gradient is multiplied by grad_scale as it is read, and no value of it is then above `largest`.
+
+        False, and nothing written, where lr is no learning rate or the step would write something not finite.
+        """
+        cdef Py_ssize_t i
+        if not 0.0 <= lr < INFINITY:
+            return False
+        self.taken += 1
+        if not (self.prepare(lr, grad_scale, largest) or self.look(lr)):
+            self.taken -= 1
+            self.moment = INFINITY
+            return False
+        for i in range(self.count):
+            self.apply(&self.segments[i], lr)
+        return True
+
+    cdef bint update_unseen(self, double lr) noexcept nogil:
+        """The same with gradients that are taken to be finite, as all before them; only too large an lr is seen."""
+        cdef bint stepped
+        self.moment = MODERATE
+        stepped = self.update(lr, 1.0, MODERATE)
+        self.moment = INFINITY
+        return stepped
+
+    cdef bint prepare(self, double lr, double grad_scale, double largest) noexcept nogil:
+        """Set the scalars of a step; whether the bounds say that all it writes is finite."""
+        return False
+
+    cdef void apply(self, Segment *s, double lr) noexcept nogil:
+        """The step that was prepared, over one array."""
         pass
+
+    cdef bint look(self, double lr) noexcept nogil:
+        """Whether all that the prepared step would write is finite, and then the bounds as they will be.
+
+        A parameter that is not finite already, such as the row of a character that never occurs, is left to its owner.
+        """
+        cdef double[4][LOOK] copies
+        cdef double moment = 0.0, param = 0.0, other = 0.0
+        cdef Py_ssize_t i, j, first, n
+        cdef Segment *s
+        cdef Segment part
+        for i in range(self.count):
+            s = &self.segments[i]
+            part = s[0]
+            part.grad, part.param = copies[0], copies[1]
+            first = 0
+            while first < s.n:
+                part.n = n = min(LOOK, s.n - first)
+                memcpy(copies[0], s.grad + first, n * 8)
+                memcpy(copies[1], s.param + first, n * 8)
+                for j in range(2):
+                    if s.state[j] != NULL:
+                        part.state[j] = copies[2 + j]
+                        memcpy(copies[2 + j], s.state[j] + first, n * 8)
+                self.apply(&part, lr)
+                param = max(param, largest_of(copies[1], s.param + first, n))
+                if s.state[0] != NULL:
+                    moment = max(moment, largest_of(copies[2], NULL, n))
+                if s.state[1] != NULL:
+                    other = max(other, largest_of(copies[3], NULL, n))
+                first += n
+        self.moment, self.param = moment, param
+        return param < INFINITY and moment < INFINITY and other < INFINITY
+
+    cdef double largest_param(self) noexcept nogil:
+        """A bound on the parameters' size, infinite where one is not finite."""
+        cdef Py_ssize_t i
+        cdef double norm
+        if not self.param < INFINITY:
+            self.param = 0.0
+            for i in range(self.count):
+                norm = norm2(self.segments[i].param, self.segments[i].n, self.partial.data)
+                self.param = max(self.param, norm) if isfinite(norm) else INFINITY
+        return self.param
+
+
+cdef double largest_of(const double *x, const double *before, Py_ssize_t n) noexcept nogil:
+    """The largest size of n values, infinite where one is not finite that was so before (NULL: all were)."""
+    cdef double largest = 0.0
+    cdef Py_ssize_t i
+    for i in range(n):
+        if isfinite(x[i]):
+            largest = max(largest, fabs(x[i]))
+        elif before == NULL or isfinite(before[i]):
+            return INFINITY
+    return largest

@@ -52,18 +52,25 @@ cdef class SGD(Optimizer):
     """SGD; each array's state is its velocity, or none without momentum."""
     cdef double momentum, dampening
     cdef bint nesterov
+    cdef SgdStep scalars        # of the step at hand
 
     def __init__(self, list params, list states, list decays, list grads, double momentum, double dampening,
                  bint nesterov):
         Optimizer.__init__(self, params, states, decays, grads)
         self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
 
-    cdef void update(self, double lr, double grad_scale) noexcept nogil:
-        cdef Py_ssize_t i
-        cdef SgdStep c
-        cdef Segment *s
-        self.t += 1
-        for i in range(self.count):
-            s = &self.segments[i]
-            c = sgd_scalars(lr, self.momentum, self.dampening, self.nesterov, self.t, grad_scale, s.decay)
-            sgd_run(s.grad, s.param, s.state[0], s.n, &c)
+    cdef bint prepare(self, double lr, double grad_scale, double largest) noexcept nogil:
+        cdef SgdStep *c = &self.scalars
+        c[0] = sgd_scalars(lr, self.momentum, self.dampening, self.nesterov, self.taken, grad_scale, self.decay)
+        cdef bint apart = c.l2 == 0.0       # the parameter is only added to
+        cdef double g = largest if apart else largest + c.l2 * self.largest_param(), u = g, move
+        if self.momentum > 0.0:
+            u = self.momentum * self.moment + fabs(c.gain) * g
+            self.moment = u
+        move = lr * (g + self.momentum * u if self.nesterov else u)
+        self.param += move
+        return g < LARGE and u < LARGE and move < LARGE and (apart or self.param < LARGE)
+
+    cdef void apply(self, Segment *s, double lr) noexcept nogil:
+        self.scalars.l2 = s.decay
+        sgd_run(s.grad, s.param, s.state[0], s.n, &self.scalars)

@@ -16,15 +16,20 @@ def get_num_threads():
 
 
 def set_num_threads(n):
-    """Use at most n threads; how many a step really uses depends on its work, its bits on neither.
+    """Use at most n threads; how many a step really uses depends on its work and on how many the system gives, its bits
+    on none of these.
 
-    A build without OpenMP takes any n, and stays at one.
+    A build without OpenMP takes any n, and stays at one.  A forked child begins with one; it may have more unless its
+    parent's cannot be let go of, which is a RuntimeError (only with old compilers).
     """
     global _num_threads
     if not isinstance(n, int) or isinstance(n, bool):
         raise TypeError(f"the number of threads must be an int, got {n!r}")
     if not 1 <= n <= MAX_THREADS:
         raise ValueError(f"the number of threads must be from 1 to {MAX_THREADS}, got {n}")
+    if n > 1 and _stuck:
+        raise RuntimeError(f"{n} threads in this forked child would wait for its parent's for ever; needed is 1, or a "
+                           "child that is started by spawn")
     _num_threads = n if _core.variant.openmp else 1
     _core.variant.set_max_threads(_num_threads)
 
@@ -57,8 +62,23 @@ def show_config(file=None):
         print(f"{name:16} {value}", file=file)
 
 
+# A forked child has only the thread that forked, and libgomp would wait for the others for ever: so they are let go of
+# before, and the child begins with one.
+_released, _stuck = True, False
+
+
+def _before_fork():
+    global _released
+    _released = _core.variant.release_threads()
+
+
+def _after_fork():
+    global _stuck
+    set_num_threads(1)
+    _stuck = not _released
+
+
 set_num_threads(_default_threads())
 
-# A forked child has only the thread that forked, and libgomp would wait for the others for ever.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: set_num_threads(1))
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

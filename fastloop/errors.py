@@ -14,7 +14,9 @@ class DataError(FastloopError, ValueError):
 
 
 class DivergenceError(FastloopError, ArithmeticError):
-    """The loss or the gradient norm is not finite; the parameters stay as they were before the step.
+    """The loss, the gradient norm or what a step would write is not finite; the parameters stay as they were before it.
+
+    Also where a schedule gives a learning rate that is negative or not finite.
 
     Attributes: step (how many were taken before it; the message counts from 1), loss and norm (of that step), lr,
     last_norms (up to five steps before), history (of the run so far, or None when the moves were called by hand).

@@ -186,8 +186,9 @@ def adam_step(
 
     D. P. Kingma and J. Ba, Adam, ICLR 2015, algorithm 1; I. Loshchilov and F. Hutter, Decoupled weight decay
     regularization, ICLR 2019.  One difference: at every 16th step (at each where a beta is below 0.1) a moment below
-    1e-290 in size becomes zero, since arithmetic on the subnormal numbers it would decay to is many times slower.  A
-    gradient that is NaN or infinite is not refused; it spoils its own elements.  See grad_norm.
+    1e-290 in size becomes zero, since arithmetic on the subnormal numbers it would decay to is many times slower; where
+    eps is below 1e-125 only one below (1e-20 eps)^2, which a parameter would not show.  A gradient that is NaN or
+    infinite is not refused; it spoils its own elements.  See grad_norm.
     """
     grad = array("grad", grad, writeable=zero_grad)
     param = array("param", param, grad.shape, writeable=True)

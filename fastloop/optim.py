@@ -5,7 +5,9 @@ The same object serves a model under a Trainer (`fl.Adam(lr=0.01)`) or the user'
 """
 
 import copy
+import sys
 from itertools import pairwise
+from numbers import Real
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from . import _core
 from ._check import array, flag, number
 from .errors import DivergenceError
 from .params import Params
+
+MAX_STEPS = 2**53       # a float64 counts no further
 
 
 class Optimizer:
@@ -46,6 +50,7 @@ class Optimizer:
         self.model = None
         self.flats = {}         # slot -> Params in the model's shapes
         self._params = None
+        self._tensors = []      # those of params that are torch's and count their changes
         self._state = []        # of each tensor: slot -> array
         self._decays = []       # of each tensor
         if params is not None:
@@ -68,15 +73,15 @@ class Optimizer:
 
     @property
     def t(self):
-        """Steps taken."""
+        """Steps taken, at most 2**53."""
         return self._t if self._core is None else self._core.t
 
     @t.setter
     def t(self, value):
         if self._core is None:
-            self._t = value
+            self._t = _steps("t", value)
         else:
-            self._core.t = value
+            self._core.t = _steps("t", value)
 
     def __getstate__(self):
         if hasattr(self.model, "gate"):
@@ -107,6 +112,9 @@ class Optimizer:
             hint = " (for a learning rate say lr=...)" if isinstance(params, float) else ""
             raise TypeError(f"params is one {type(params).__name__}; needed is a list of arrays, such as [w, b]{hint}")
         self._given = list(params)
+        tensor = getattr(sys.modules.get("torch"), "Tensor", ())
+        # Those of torch that count their changes.
+        self._tensors = [p for p in self._given if isinstance(p, tensor) and not p.is_inference()]
         self._params = [_tensor(f"params[{i}]", p, None, True) for i, p in enumerate(self._given)]
         if not self._params:
             raise ValueError("params is empty")
@@ -163,9 +171,11 @@ class Optimizer:
 
         grads: a list of float64 arrays of the same shapes, in the same order; they are read, not changed, and may be
         read-only.  check_finite: False leaves out the look at the gradients, for those who have just seen their norm.
+        torch tensors among params count the step as a change in place, so that backward through an old graph raises.
 
         Raises before anything is written: TypeError or ValueError for grads that do not fit, DivergenceError where the
-        norm of one or its square is not finite (torch.optim would carry a NaN into the parameters).
+        norm of one or its square is not finite (torch.optim would carry a NaN into the parameters), or with this lr a
+        parameter or moment would not be finite after the step.
         """
         if self._params is None:
             raise TypeError("step(grads) serves an optimiser made with params; under a Trainer call trainer.step()")
@@ -174,14 +184,19 @@ class Optimizer:
             raise ValueError(f"{len(grads)} gradients for {len(self._params)} params")
         refused = self._core.step_with(grads, self._lr, check_finite)
         if refused is None:
+            if self._tensors:
+                _count_changes(self._tensors)
             return
         i, norm = refused
         if norm is None:        # no plain float64 array: what NumPy views without a copy serves, the rest is an error
             pairs = zip(grads, self._params, strict=True)
             self.step([_tensor(f"grads[{i}]", g, p.shape) for i, (g, p) in enumerate(pairs)], check_finite)
             return
+        what = f"the norm of grads[{i}] is {norm:.3g}"
+        if i < 0:
+            what = "a parameter or moment would not be finite after the step"
         raise DivergenceError(
-            f"step {self.t + 1}: the norm of grads[{i}] is {norm:.3g} (lr {self.lr:.3g}); parameters and moments are "
+            f"step {self.t + 1}: {what} (lr {self.lr:.3g}); parameters and moments are "
             "as they were before this step. Try a smaller lr, or look for extreme values in the data",
             self.t, None, norm, self.lr,
         )
@@ -212,7 +227,8 @@ class Optimizer:
         """Take over a state_dict() of the same kind, torch.optim's included, over tensors of the same shapes.
 
         lr is taken over too; the other hyperparameters must be those of this optimiser.  torch's SGD keeps no step
-        count: t is then 1.  Raises KeyError, TypeError or ValueError before any change.
+        count: t is then 1.  Raises KeyError, TypeError or ValueError before any change: for another optimiser's state,
+        moments that are not finite, a negative exp_avg_sq, a step that is no whole number in [0, 2**53].
         """
         if hasattr(self.model, "gate"):
             self.model.gate.check("load_state_dict()")
@@ -222,10 +238,20 @@ class Optimizer:
         places = [i for group in groups for i in group["params"]]
         if sorted(places) != list(range(n)):
             raise ValueError(f"the groups hold tensors {places}, this optimiser 0 to {n - 1}")
+        state = {int(i): entry for i, entry in state_dict["state"].items()}
+        if state and sorted(state) != list(range(n)):
+            raise ValueError(f"the state holds tensors {sorted(state)}, this optimiser 0 to {n - 1}")
+        for i, entry in state.items():
+            found = {slot for slot, value in entry.items() if value is not None} - {"step"}     # None: torch 2.0's SGD
+            if found != set(self.slots):
+                kept, found = (", ".join(sorted(slots)) or "nothing" for slots in (self.slots, found))
+                raise ValueError(f"the state of tensor {i} is {found}, that of {type(self).__name__} {kept}")
         for group in groups:
-            expected = {"lr": groups[0]["lr"], **{name: getattr(self, name) for name in self.hyper}}
+            expected = {"lr": groups[0].get("lr"), **{name: getattr(self, name) for name in self.hyper}}
             expected |= {name: value for name, value in self._fixed().items() if name in group}
             for name, value in expected.items():
+                if name not in group:
+                    raise ValueError(f"the state has no {name}, which {type(self).__name__} has")
                 new = tuple(group[name]) if isinstance(group[name], list) else group[name]
                 if new != value:
                     raise ValueError(f"{name} = {new} in the state, {value} in this optimiser")
@@ -233,11 +259,8 @@ class Optimizer:
             for i in group["params"]:
                 if decay != self._decays[i]:
                     raise ValueError(f"tensor {i} has weight_decay {decay} in the state, {self._decays[i]} here")
-        state = {int(i): entry for i, entry in state_dict["state"].items()}
-        if state and sorted(state) != list(range(n)):
-            raise ValueError(f"the state holds tensors {sorted(state)}, this optimiser 0 to {n - 1}")
-        steps = {int(entry.get("step", 1)) for entry in state.values()}
-        if len(steps) > 1 or min(steps, default=0) < 0:
+        steps = {_steps(f"step of tensor {i}", entry.get("step", 1)) for i, entry in state.items()}
+        if len(steps) > 1:
             raise ValueError(f"the tensors must be at one step, at least 0; they are at {sorted(steps)}")
         new = [
             {slot: _loaded(i, slot, state[i][slot], a) if state else 0.0 for slot, a in slots.items()}
@@ -275,6 +298,27 @@ def _means(name, tensor):
     return tensor == name or tensor.endswith(f".{name}")
 
 
+def _steps(name, value):
+    """A number of steps, as an int: torch counts in tensors of float32."""
+    if getattr(value, "shape", None) == ():
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}, needed is a whole number")
+    if not 0 <= value <= MAX_STEPS or value != int(value):
+        raise ValueError(f"{name} is {value!r}, needed is a whole number in [0, 2**53]")
+    return int(value)
+
+
+def _count_changes(tensors):
+    """Tell torch's graphs that these tensors were written to."""
+    increment = getattr(sys.modules["torch"].autograd.graph, "increment_version", None)
+    for tensor in tensors:
+        if increment:
+            increment(tensor)
+        else:       # before torch 2.1: a write of nothing
+            tensor.detach().reshape(-1)[:0].zero_()
+
+
 def _loaded(i, slot, value, like):
     """A state array on its way in."""
     a = np.asarray(value)
@@ -284,6 +328,8 @@ def _loaded(i, slot, value, like):
         raise TypeError(f"{slot} of tensor {i} has dtype {a.dtype}, which float64 cannot hold")
     if not np.isfinite(a).all():
         raise ValueError(f"{slot} of tensor {i} is not finite")
+    if slot == "exp_avg_sq" and a.size and a.min() < 0.0:
+        raise ValueError(f"exp_avg_sq of tensor {i} is {a.min()} at least once, needed is a mean of squares")
     return a
 
 
@@ -298,7 +344,8 @@ class Adam(Optimizer):
     betas: each in [0, 1).  eps: greater than 0.  weight_decay: at least 0.
 
     Differs from the paper: at every 16th step (at each where a beta is below 0.1) a moment whose magnitude is below
-    1e-290 is set to 0, since arithmetic on the subnormal numbers that would follow slows every later step.
+    1e-290 is set to 0, since arithmetic on the subnormal numbers that would follow slows every later step.  With an eps
+    below 1e-125 so small a moment would show in a parameter: then only one below (1e-20 eps)^2 is.
     """
 
     hyper = ("betas", "eps")

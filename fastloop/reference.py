@@ -119,8 +119,8 @@ def adam_step(
         param = param (1 - lr weight_decay, if decoupled) - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
 
     param, m and v are overwritten; grad is set to zero if zero_grad, else left.  Unlike the paper's, at every
-    16th step (at each where a beta is below 0.1) a moment below 1e-290 in size becomes zero.  `decoupled` is
-    AdamW (Loshchilov and Hutter 2019).
+    16th step (at each where a beta is below 0.1) a moment below 1e-290 in size becomes zero; where eps is below 1e-125,
+    only one below (1e-20 eps)^2, which a parameter would not show.  `decoupled` is AdamW (Loshchilov and Hutter 2019).
     """
     step_size = lr / (1.0 - beta1**t)
     v_scale = 1.0 / np.sqrt(1.0 - beta2**t)
@@ -137,8 +137,9 @@ def adam_step(
     v *= beta2
     v += work
     if t % 16 == 0 or min(beta1, beta2) < 0.1:
-        np.copyto(m, 0.0, where=np.abs(m, out=work) < TINY)
-        np.copyto(v, 0.0, where=v < TINY)
+        tiny = min(TINY, (1e-20 * eps) * (1e-20 * eps))
+        np.copyto(m, 0.0, where=np.abs(m, out=work) < tiny)
+        np.copyto(v, 0.0, where=v < tiny)
     np.sqrt(v, out=work)
     work *= v_scale
     work += eps

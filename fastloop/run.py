@@ -13,7 +13,7 @@ from math import inf
 
 import numpy as np
 
-from . import _core
+from . import _core, schedules
 from .config import MAX_THREADS, get_num_threads
 from .errors import CheckpointError
 from .history import History
@@ -118,7 +118,7 @@ class Run:
                     count = min([count, *(n - done % n for n in pauses)])
                     threads, count = pace.choose(count)
                     steps, lr = range(trainer.steps - origin, trainer.steps - origin + count), trainer.optimizer.lr
-                    lrs = np.array([lr * factor(step) for step in steps], np.float64)
+                    lrs = schedules.rates(lr, [factor(step) for step in steps])
                     losses, norms, clipped = np.empty(count), np.empty(count), np.empty(count, np.uint8)
                     indices, splits = self.sampler.take(done, count)
                     before = time.perf_counter()

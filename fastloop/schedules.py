@@ -1,16 +1,19 @@
 """Learning-rate schedules: plain functions from the step (counted from 0) to a factor on the optimiser's lr.
 
-Any function of the step serves; those made here compose (`warmup` in front of any, `join` end to end) and carry two
-attributes more.  `spec` describes the schedule in plain values that JSON can hold, and `from_spec` makes it again; a
-schedule that contains a function of the user's own has none.  One made without a length takes it from `fit`:
-its `for_steps(n)` gives the schedule for a run of n steps, counted from where that run began.
+Any function of the step serves whose values are finite and at least 0 (another is refused when its step comes).  Those
+made here compose (`warmup` in front of any, `join` end to end) and carry two attributes more.  `spec` describes the
+schedule in plain values that JSON can hold, and `from_spec` makes it again; a schedule that contains a function of the
+user's own has none.  One made without a length takes it from `fit`: its `for_steps(n)` gives the schedule for a run of
+n steps, counted from where that run began.
 
 `end` is always the factor that is reached after the last step and kept from then on.
 """
 
 from bisect import bisect_right
 from contextlib import suppress
-from math import cos, pi, sqrt
+from math import cos, nan, pi, sqrt
+
+import numpy as np
 
 from ._check import number, whole
 
@@ -231,6 +234,26 @@ _MAKERS = {
         constant, cosine, exponential, inverse_sqrt, join, linear, one_cycle, step_decay, warmup, warmup_stable_decay,
     )
 }
+
+
+def rate(lr, factor):
+    """lr times what a schedule gave, as a float; NaN where that is no real number."""
+    try:
+        product = lr * factor
+        return nan if isinstance(product, complex) else float(product)
+    except (TypeError, ValueError, ArithmeticError):
+        return nan
+
+
+def rates(lr, factors):
+    """The same for many: float64 (len(factors),)."""
+    try:
+        lrs = np.array([lr * factor for factor in factors])
+        if lrs.dtype.kind == "f" and lrs.ndim == 1:
+            return lrs.astype(np.float64, copy=False)
+    except (TypeError, ValueError, ArithmeticError):
+        pass
+    return np.array([rate(lr, factor) for factor in factors])
 
 
 def is_maker(value):

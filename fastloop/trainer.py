@@ -221,23 +221,27 @@ class Trainer:
     def step(self):
         """Update the parameters from the gradients, which are left as they are; returns the learning rate used.
 
-        Raises OrderError before a backward, DivergenceError where the gradient norm is not finite; nothing is changed.
+        Raises OrderError before a backward; DivergenceError where the gradient norm is not finite, the schedule gives
+        something else than a finite number of at least 0, or a parameter or moment would not be finite after the step.
+        Nothing is changed then.
         """
         if self._stage not in (BACKWARD, CLIPPED):
             self.model.gate.check("step()")
             why = "these gradients have been used" if self._stage == STEPPED else "there are no new gradients"
             raise OrderError(f"step() was called after {self._stage}, expected backward(): {why}")
         lr = self._lr()
-        if self._stage == BACKWARD and not isfinite((norm := self._finish_gradient()) * norm):
-            self.diverged(self.loop.loss * self.grad_accum, norm)       # Adam squares it
-        self.loop.step(lr)
+        # After clipping the norm is another, and what was clipped may have been written to since.
+        refused = self.loop.step(lr, self._finish_gradient()) if self._stage == BACKWARD else self.loop.step(lr)
+        if refused is not None:
+            self.diverged(self.loop.loss * self.grad_accum, refused, lr)
         self._norms = self._norms[-4:] + [self.loop.norm]
         self.steps += 1
         self._stage = STEPPED
         return lr
 
     def _lr(self):
-        return self.optimizer.lr * self._factor(self.steps)
+        """The learning rate of the step at hand; NaN where the schedule gives no number."""
+        return schedules.rate(self.optimizer.lr, self._factor(self.steps))
 
     def _finish_gradient(self):
         """The norm of the finished gradient, known to be finite."""
@@ -270,7 +274,14 @@ class Trainer:
             except ValueError:      # a schedule without a length: the message can do without it
                 lr = float("nan")
         norms = self._norms if norms is None else norms
-        what = f"the loss is {loss}" if not isfinite(loss) else f"the gradient norm is {norm:.3g}"
+        loss, norm, lr = float(loss), float(norm), float(lr)        # NumPy's would warn where they overflow
+        what = f"the gradient norm is {norm:.3g}"
+        if not isfinite(loss):
+            what = f"the loss is {loss}"
+        elif isfinite(norm) and not 0.0 <= lr < inf:
+            what = f"the schedule gave the learning rate {lr}, needed is a finite number of at least 0"
+        elif isfinite(norm * norm):
+            what += ", and a parameter or moment would not be finite after the step"
         before = ", ".join(f"{x:.3g}" for x in norms) or "none"
         raise DivergenceError(
             f"step {self.steps + 1}: {what} (lr {lr:.3g}, norms of the steps before: {before}); the parameters are as "

@@ -2,6 +2,9 @@
 
 import io
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +66,62 @@ def test_a_build_without_openmp_says_one_thread(monkeypatch, capsys):
         monkeypatch.undo()
         fl.set_num_threads(before)
     assert "threads          1 (built without OpenMP)\n" in capsys.readouterr().out
+
+
+LIMITED = """
+import os, resource
+import numpy as np
+import fastloop as fl
+from fastloop import _core, run
+
+_core.variant.set_work_per_thread(1)
+run.Pace.choose = lambda self, count: (fl.get_num_threads(), count)     # as the fixture many_threads
+docs = fl.load_docs()[:500]
+tok = fl.CharTokenizer(docs)
+
+
+def losses(threads):
+    fl.set_num_threads(threads)
+    trainer = fl.Trainer(fl.BigramLM(tok.vocab_size, n_embd=16), fl.Adam(), tokenizer=tok)
+    return trainer.fit(docs, steps=20, batch_size=16).loss.tolist()
+
+
+expected = losses(1)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + ROOM,) * 2)
+before = len(os.listdir("/proc/self/task"))
+assert losses(8) == expected
+made = len(os.listdir("/proc/self/task")) - before
+assert fl.get_num_threads() == 8
+print(made)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the platform does not tell a process's size")
+@pytest.mark.skipif(not _core.variant.openmp, reason="built without OpenMP: there is one thread")
+@pytest.mark.parametrize("room, least, most", [(4 << 20, 0, 0), (28 << 20, 1, 3), (1 << 30, 7, 7)])
+def test_where_not_all_threads_can_be_made_fit_goes_on_with_fewer(room, least, most):
+    """libgomp would end the process; a thread's stack takes 8 MiB of the address space that ulimit -v leaves."""
+    run = subprocess.run(
+        ["bash", "-c", "ulimit -s 8192; exec \"$0\" \"$@\"", sys.executable, "-c", LIMITED.replace("ROOM", str(room))],
+        capture_output=True, text=True, timeout=100, cwd=Path(__file__).parent.parent,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert least <= int(run.stdout) <= most
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")    # Python warns of fork in a process with threads: the point
+def test_in_a_child_whose_parents_threads_could_not_be_let_go_of_more_than_one_is_refused(monkeypatch):
+    monkeypatch.setattr(_core.variant, "release_threads", lambda: False)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            fl.set_num_threads(1)
+            fl.set_num_threads(2)
+        except RuntimeError as error:
+            status = 0 if "would wait for its parent's for ever" in str(error) and fl.get_num_threads() == 1 else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0

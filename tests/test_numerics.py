@@ -98,6 +98,20 @@ def test_adam_without_a_gradient_at_the_smallest_eps(variant, eps):
     assert (param == 0.5).all()
 
 
+@pytest.mark.parametrize("size, eps", [
+    (1e-148, 1e-150), (1e-146, 1e-140), (1e-153, 1e-160), (1e-146, 1e-8), (1e-3, 1e-8),
+])
+def test_adam_takes_the_right_steps_however_small_gradients_and_eps_are(variant, size, eps):
+    """A gradient that stays the same: each step is lr g / (g + eps), whichever moments are set to zero on the way."""
+    param, m, v = np.zeros((3, 11))
+    twin = np.zeros((3, 11))
+    for t in range(1, 101):
+        kernels.adam_step(np.full(11, size), param, m, v, lr=0.01, beta1=0.9, beta2=0.99, eps=eps, t=t)
+        reference.adam_step(np.full(11, size), *twin, lr=0.01, beta1=0.9, beta2=0.99, eps=eps, t=t)
+    np.testing.assert_allclose(param, -0.01 * 100 * size / (size + eps), rtol=1e-9)
+    np.testing.assert_allclose(twin[0], param, rtol=1e-9)
+
+
 @pytest.mark.parametrize("beta2", [0.8, 0.1, 0.01])
 def test_moments_that_fade_become_zero(variant, beta2):
     param, m, v = np.zeros(3), np.array([1.0, -1.0, 1e-200]), np.array([1.0, 1e-250, 1.0])

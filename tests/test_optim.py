@@ -261,6 +261,30 @@ def test_a_torch_module_trains():
     assert loss < 1e-6
 
 
+@pytest.mark.parametrize("increment", [True, False])
+def test_a_step_counts_as_a_change_in_place_of_torchs_tensors(increment, monkeypatch):
+    """Backward through a graph from before the step raises, as after a step of torch's own."""
+    torch = torch_or_skip()
+    if not increment:       # as before torch 2.1
+        monkeypatch.delattr(torch.autograd.graph, "increment_version", raising=False)
+    p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    scalar, array = torch.nn.Parameter(torch.ones((), dtype=torch.float64)), np.ones(3)
+    with torch.inference_mode():
+        inference = torch.ones(3, dtype=torch.float64)      # has no count
+    opt = fl.SGD(params=[p, scalar, array, inference], lr=1e-3)
+    loss = (p**2).sum() * scalar**2
+    before = p._version, scalar._version
+    with pytest.raises(fl.DivergenceError):
+        opt.step([np.full(3, np.nan), np.ones(()), np.ones(3), np.ones(3)])
+    assert (p._version, scalar._version) == before
+    opt.step([np.ones(3), np.ones(()), np.ones(3), np.ones(3)])
+    assert p.tolist() == inference.tolist() == array.tolist() == [0.999] * 3
+    assert p._version > before[0]
+    assert scalar._version > before[1]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("kind", [fl.SGD, fl.Adam, lambda params: fl.SGD(params=params, momentum=0.5)])
 def test_gradients_are_only_read(kind):
     ours, theirs, grads = arrays(), arrays(), gradients(0)
@@ -587,8 +611,22 @@ def change(state_dict, place, value):
     (("state", 1, "exp_avg"), np.zeros(4), r"exp_avg of tensor 1 has shape \(4,\), expected \(5,\)"),
     (("state", 1, "exp_avg"), np.zeros(5, complex), "exp_avg of tensor 1 has dtype complex128"),
     (("state", 1, "exp_avg_sq"), np.full(5, np.nan), "exp_avg_sq of tensor 1 is not finite"),
-    (("state", 1), {"step": 1}, "exp_avg"),
-    (("param_groups", 0), {"params": [0, 1, 2]}, "lr"),
+    (("state", 1), {"step": 1}, "the state of tensor 1 is nothing, that of Adam exp_avg, exp_avg_sq"),
+    (("state", 1), {"step": 1, "momentum_buffer": np.zeros(5)}, "of tensor 1 is momentum_buffer, that of Adam exp_avg"),
+    (("state", 1, "max_exp_avg_sq"), np.zeros(5), "of tensor 1 is exp_avg, exp_avg_sq, max_exp_avg_sq, that of Adam"),
+    (("state", 1, "exp_avg"), np.full(5, -np.inf), "exp_avg of tensor 1 is not finite"),
+    (("state", 1, "exp_avg_sq"), np.linspace(1.0, -1e-300, 5), "exp_avg_sq of tensor 1 is -1e-300 at least once"),
+    (("state", 1, "step"), 1.7, r"step of tensor 1 is 1.7, needed is a whole number in \[0, 2\*\*53\]"),
+    (("state", 1, "step"), np.float32(1.5), "step of tensor 1 is 1.5, needed is a whole number"),
+    (("state", 1, "step"), -1, "step of tensor 1 is -1, needed is a whole number"),
+    (("state", 1, "step"), 2**63 - 1, "step of tensor 1 is 9223372036854775807, needed"),
+    (("state", 0, "step"), 1e30, "step of tensor 0 is 1e[+]30, needed is a whole number"),
+    (("state", 1, "step"), math.nan, "step of tensor 1 is nan, needed is a whole number"),
+    (("state", 1, "step"), "1", "step of tensor 1 is '1', needed is a whole number"),
+    (("state", 1, "step"), True, "step of tensor 1 is True, needed is a whole number"),
+    (("state", 1, "step"), None, "step of tensor 1 is None, needed is a whole number"),
+    (("param_groups", 0), {"params": [0, 1, 2]}, "the state has no lr, which Adam has"),
+    (("param_groups", 0, "lr"), math.inf, "lr = inf is outside"),
 ])
 def test_a_state_that_does_not_fit_changes_nothing(place, value, words):
     params = arrays()
@@ -602,6 +640,58 @@ def test_a_state_that_does_not_fit_changes_nothing(place, value, words):
     with pytest.raises((ValueError, TypeError, KeyError), match=words):
         opt.load_state_dict(state_dict)
     assert digest(opt, params) == before
+
+
+@pytest.mark.parametrize("step", [3, 3.0, np.float32(3.0), np.array(3), np.int64(3), 2**53])
+def test_a_whole_number_of_steps_is_taken_in_whatever_type(step):
+    opt, other = fl.Adam(params=arrays()), fl.Adam(params=arrays())
+    other.step(gradients(0))
+    state_dict = other.state_dict()
+    for entry in state_dict["state"].values():
+        entry["step"] = step
+    opt.load_state_dict(state_dict)
+    assert (opt.t, type(opt.t)) == (step, int)
+    opt.step(gradients(1))
+    assert opt.t == step + 1
+
+
+def test_the_state_of_another_optimiser_is_refused_by_its_slots():
+    kinds = {
+        "Adam": lambda: fl.Adam(params=arrays()), "SGD": lambda: fl.SGD(params=arrays()),
+        "momentum": lambda: fl.SGD(params=arrays(), momentum=0.9),
+    }
+    for name, kind in kinds.items():
+        for other in kinds.values():
+            opt, source = kind(), other()
+            source.step(gradients(0))
+            if other is not kind:
+                with pytest.raises(ValueError, match=r"^the state of tensor 0 is .*, that of (Adam|SGD) "):
+                    opt.load_state_dict(source.state_dict())
+                assert opt.t == 0, name
+            opt, source = kind(), other()       # before a first step there are only the groups to tell by
+            if (name == "Adam") != (other is kinds["Adam"]):
+                with pytest.raises(ValueError, match=r"^the state has no (betas|momentum), which (Adam|SGD) has"):
+                    opt.load_state_dict(source.state_dict())
+
+
+def test_the_state_of_an_sgd_without_momentum_may_say_none():
+    """As torch 2.0 writes it."""
+    opt = fl.SGD(params=[np.ones(2)])
+    group = opt.state_dict()["param_groups"]
+    opt.load_state_dict({"state": {0: {"momentum_buffer": None}}, "param_groups": group})
+    assert opt.t == 1
+
+
+@pytest.mark.parametrize("value, error", [
+    (-1, ValueError), (1.5, ValueError), (2**53 + 1, ValueError), (1e30, ValueError), (math.nan, ValueError),
+    ("3", TypeError), (None, TypeError), (True, TypeError), (np.ones(2), TypeError),
+])
+def test_a_step_count_that_is_none_is_refused(value, error):
+    opt = fl.Adam(params=arrays())
+    opt.t = 7.0
+    with pytest.raises(error, match=r"^t is .*, needed is a whole number"):
+        opt.t = value
+    assert opt.t == 7
 
 
 def test_config_makes_the_same_optimiser():

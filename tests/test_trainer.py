@@ -397,6 +397,25 @@ def test_a_forked_child_trains(many_threads):
         assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_may_have_threads_of_its_own(many_threads):
+    fl.set_num_threads(2)
+    expected = make(n_embd=64).fit(DOCS, steps=2, batch_size=256).loss
+    for _ in range(20):
+        make(n_embd=64).fit(DOCS, steps=2, batch_size=256)      # starts the threads again, where there are any
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                signal.alarm(20)
+                fl.set_num_threads(2)
+                status = 0 if np.array_equal(make(n_embd=64).fit(DOCS, steps=2, batch_size=256).loss, expected) else 2
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+
+
 def test_no_memory_is_taken_inside_a_step():
     trainer = make()
     data, _ = trainer.prepare(DOCS)
