@@ -272,7 +272,7 @@ def make_schedule(args, steps):
 
 def make_trainer(args, docs, n_train):
     """A trainer for docs, of which n_train are trained on."""
-    tok = tokenizer.CharTokenizer([docs] if isinstance(docs, str) else docs)
+    tok = tokenizer.CharTokenizer(docs)
     gpt = args.model == "gpt"
     block_size = args.block_size or (16 if gpt else 8)
     common = {"n_embd": args.n_embd, "block_size": block_size, "seed": args.seed, "init_std": args.init_std}

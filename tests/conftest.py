@@ -29,3 +29,9 @@ def many_threads(monkeypatch):
     yield
     fl.set_num_threads(threads)
     _core.variant.set_work_per_thread(work)
+
+
+@pytest.fixture
+def as_with_openmp(monkeypatch):
+    """A number of threads can be set in a build without OpenMP too, where compiled code then takes no notice of it."""
+    monkeypatch.setattr(_core.variant, "openmp", True)

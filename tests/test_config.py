@@ -46,7 +46,7 @@ def test_show_config_names_what_a_bug_report_needs(capsys):
     fl.show_config(out)
     rows = dict(line.split(maxsplit=1) for line in out.getvalue().splitlines() if not line.startswith("instruction"))
     assert rows["fastloop"] == fl.__version__
-    assert rows["threads"] == str(fl.get_num_threads())
+    assert rows["threads"].split()[0] == str(fl.get_num_threads())
     assert rows["compiler"] == _core.compiler
     assert f"instruction set  {_core.isa} (this CPU: " in out.getvalue()
     fl.show_config()

@@ -307,6 +307,7 @@ def test_a_norm_below_the_limit_is_left_alone():
     assert np.array_equal(trainer.model.grads.flat, before)
 
 
+@pytest.mark.usefixtures("as_with_openmp")
 @pytest.mark.parametrize("several, chosen", [(0.5, 4), (2.0, 1)])
 def test_fit_takes_as_many_threads_as_are_faster(several, chosen):
     """One thread first, a short trial of all of them, then what was faster, with a look at the other now and then."""
@@ -335,6 +336,7 @@ class EachStep:
         pass
 
 
+@pytest.mark.usefixtures("as_with_openmp")
 def test_short_fits_learn_from_each_other_how_many_threads_to_take(monkeypatch):
     taken = []
 
@@ -354,6 +356,7 @@ def test_short_fits_learn_from_each_other_how_many_threads_to_take(monkeypatch):
     assert taken == [1, 4, 4, 4] + [4, 4, 4, 4] + [1, 4, 4, 4]
 
 
+@pytest.mark.usefixtures("as_with_openmp")
 def test_fit_leaves_the_number_of_threads_as_it_was(monkeypatch):
     calls = []
     fl.set_num_threads(3)
