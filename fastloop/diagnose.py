@@ -68,6 +68,7 @@ class Diagnosis(list):
     __repr__ = __str__
 
 
+@np.errstate(over="ignore", under="ignore")     # norms of a diverging run, and their squares
 def diagnose(run):
     """Name what ails a run.
 

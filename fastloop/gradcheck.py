@@ -52,6 +52,7 @@ class GradCheck:
         return "\n".join(lines)
 
 
+@np.errstate(under="ignore")    # of complex steps
 def gradcheck(model_or_loss, batch_or_params, grads=None, *, tol=None, samples=None, seed=0):
     """Compare analytic gradients with numerical ones; returns a GradCheck.
 

@@ -92,13 +92,14 @@ class History:
         finite = np.isfinite(self.loss)
         last = np.arange(1, self._size + 1)
         first = np.maximum(last - window, 0)
-        with np.errstate(over="ignore", invalid="ignore"):      # losses near 1e308 give NaN, and no warning
+        with np.errstate(all="ignore"):     # losses near 1e308 give NaN, and no warning
             sums, counts = (
                 (total := np.concatenate(([0.0], np.cumsum(column))))[last] - total[first]
                 for column in (np.where(finite, self.loss, 0.0), finite)
             )
             return np.divide(sums, counts, out=np.full(self._size, np.nan), where=counts > 0)
 
+    @np.errstate(over="ignore", under="ignore")
     def sparkline(self, width=60, ascii=False):
         """The loss as a line of at most `width` characters, from the lowest mark at its minimum to the highest.
 

@@ -99,6 +99,7 @@ class SmoothedLoss:
             trainer.stop("blew up")
 
 
+@np.errstate(over="ignore", under="ignore")
 def steepest(lrs, losses, first):
     """The lr where the slope of losses over log lr is most negative, from step `first` to the lowest loss, or None."""
     lrs, losses = lrs[first:], losses[first:]

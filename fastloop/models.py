@@ -285,16 +285,18 @@ class LanguageModel(Model):
         raise NotImplementedError
 
 
+# What underflows here to 0 or overflows to -inf is meant to, whatever np.seterr says.
+@np.errstate(over="ignore", under="ignore")
 def softmax(logits):
     """The probabilities (N, classes) that logits (N, classes) stand for."""
     largest = logits.max(axis=1, keepdims=True)
     if not np.isfinite(largest).all():
         raise FloatingPointError("the model's logits are not finite: there are no probabilities to give")
-    with np.errstate(over="ignore", under="ignore"):    # -inf and 0, which are meant
-        e = np.exp(logits - largest)
+    e = np.exp(logits - largest)
     return e / e.sum(axis=1, keepdims=True)
 
 
+@np.errstate(over="ignore", under="ignore")
 def sample(logits, u, temperature=1.0, top_k=None, top_p=None):
     """The ids (B,) that numbers u (B,), uniform in [0, 1), choose from logits (B, V); see LanguageModel.generate."""
     largest = logits.max(axis=1, keepdims=True)
@@ -302,8 +304,7 @@ def sample(logits, u, temperature=1.0, top_k=None, top_p=None):
         raise FloatingPointError("the model's logits are not finite: there is nothing to sample from")
     if temperature == 0.0:
         return logits.argmax(axis=1)
-    with np.errstate(over="ignore"):        # at the smallest temperatures -inf, whose exp is the 0 that is meant
-        p = np.exp((logits - largest) / temperature)
+    p = np.exp((logits - largest) / temperature)        # at the smallest temperatures -inf, whose exp is 0
     if top_k is None and top_p is None:
         return sample_from(p, u)
     order = np.argsort(-p, axis=1, kind="stable")[:, :top_k]
@@ -342,7 +343,7 @@ class BigramLM(LanguageModel):
         wte, wpe, lm_head = self.params["wte"], self.params["wpe"], self.params["lm_head"]
 
         def next_logits(tokens, position):
-            with np.errstate(over="ignore", invalid="ignore"):      # `sample` looks
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):      # `sample` looks
                 x = wte[tokens] + wpe[position]
                 return (lm_head @ x[:, :, None])[:, :, 0]   # a product for each row: see its bits
 

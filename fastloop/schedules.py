@@ -238,8 +238,11 @@ _MAKERS = {
 
 def rate(lr, factor):
     """lr times what a schedule gave, as a float; NaN where that is no real number."""
+    if type(factor) is float:
+        return lr * factor
     try:
-        product = lr * factor
+        with np.errstate(all="ignore"):     # of NumPy's numbers
+            product = lr * factor
         return nan if isinstance(product, complex) else float(product)
     except (TypeError, ValueError, ArithmeticError):
         return nan
@@ -248,7 +251,8 @@ def rate(lr, factor):
 def rates(lr, factors):
     """The same for many: float64 (len(factors),)."""
     try:
-        lrs = np.array([lr * factor for factor in factors])
+        with np.errstate(all="ignore"):
+            lrs = np.array([lr * factor for factor in factors])
         if lrs.dtype.kind == "f" and lrs.ndim == 1:
             return lrs.astype(np.float64, copy=False)
     except (TypeError, ValueError, ArithmeticError):
