@@ -28,8 +28,9 @@ class _Stretch:
         return len(history), history.predictions, float(history.seconds[-1]) if len(history) else 0.0
 
     def take(self, trainer, least=1):
-        """step, total_steps; loss: the mean since the last time, or over `least` steps if those are more; lr, norm: of
-        the last step; clipped: steps clipped since; seconds, predictions: of the run; per_second: predictions since."""
+        """step, total_steps; loss: the mean of the last loss_steps steps, those since the last time, or `least` if that
+        is more; lr, norm: of the last step; clipped: steps clipped since; seconds, predictions: of the run; per_second:
+        predictions since."""
         history, now = trainer.history, self.place(trainer.history)
         steps, predictions, seconds = (a - b for a, b in zip(now, self.before, strict=True))
         self.before = now
@@ -37,6 +38,7 @@ class _Stretch:
             "step": now[0],
             "total_steps": trainer.total_steps,
             "loss": history.mean_loss(max(steps, least)),
+            "loss_steps": min(max(steps, least), now[0]),
             "lr": float(history.lr[-1]),
             "norm": float(history.norm[-1]),
             "clipped": int(history.clipped[-max(steps, 1) :].sum()),
@@ -57,8 +59,9 @@ class JsonLog:
     path: created, or added to, so that a resumed run goes on in the same file, or a pipe; each line is on its way
     before the run goes on.  Floats are exact; NaN and infinities, which JSON does not have, are null.
 
-        log:       step, total_steps, loss (mean since the line before), lr, norm, clipped (steps, since the line
-                   before), seconds and predictions (of the run), per_second (predictions)
+        log:       step, total_steps, loss (the mean of the last loss_steps steps, those since the line before), lr,
+                   norm, clipped (steps, since the line before), seconds and predictions (of the run), per_second
+                   (predictions)
         evaluate:  step, loss
         end:       step, stop_reason, seconds, predictions
         start:     step, total_steps, model, optimizer
@@ -122,7 +125,7 @@ class Progress:
     def on_start(self, trainer):
         self.out = self.file or sys.stdout
         self.terminal = self.out.isatty()
-        self.stretch, self.validation, self.drawn = _Stretch(trainer), "", time.monotonic()
+        self.stretch, self.validation, self.drawn = _Stretch(trainer), [], time.monotonic()
         self.began = self.stretch.before
         if self.terminal:
             self.bar = self.make_bar(trainer)
@@ -143,7 +146,7 @@ class Progress:
 
     def on_log(self, trainer):
         if not self.terminal:
-            print(self.line(self.stretch.take(trainer)), file=self.out, flush=True)
+            print("  ".join(self.parts(self.stretch.take(trainer)).values()), file=self.out, flush=True)
 
     def on_chunk(self, trainer):
         ends = len(trainer.history) == trainer.total_steps or trainer.stop_reason is not None
@@ -152,12 +155,17 @@ class Progress:
         self.drawn = time.monotonic()
         now = self.stretch.take(trainer, least=100)
         if self.bar is not None:
-            # Short, since it has to leave room for the bar; tqdm adds the steps a second.
-            numbers = f"loss {fixed(now['loss'], 4)}{self.validation}  lr {fixed(now['lr'], 6, 1e-5)}"
-            self.bar.set_postfix_str(numbers, refresh=False)
+            # The losses first: tqdm cuts off what a narrow terminal has no room for.  It adds the steps a second.
+            self.bar.set_description_str("  ".join(self.losses(now)), refresh=False)
+            self.bar.set_postfix_str(f"lr {fixed(now['lr'], 6, 1e-5)}", refresh=False)
             self.bar.update(now["step"] - self.bar.n)
             return
-        self.shown = f"{self.line(now)}  {self.left(now)}"[: shutil.get_terminal_size().columns - 1]
+        parts = {**self.parts(now), "left": self.left(now)}
+        width = shutil.get_terminal_size().columns - 1
+        for name in ("speed", "norm", "lr", "left", "step"):        # what a narrow terminal has to do without
+            if len("  ".join(parts.values())) > width:
+                del parts[name]
+        self.shown = "  ".join(parts.values())[:width]
         print(f"\r\x1b[K{self.shown}", end="", file=self.out, flush=True)
 
     def say(self, text):
@@ -169,12 +177,18 @@ class Progress:
         else:
             print(text, file=self.out, flush=True)
 
-    def line(self, now):
+    def losses(self, now):
+        return [f"mean loss {fixed(now['loss'], 4)}", *self.validation]
+
+    def parts(self, now):
         total = f"{now['total_steps']:,}"
-        return (
-            f"step {now['step']:>{len(total)},}/{total}  loss {fixed(now['loss'], 4)}  lr {fixed(now['lr'], 6, 1e-5)}  "
-            f"norm {fixed(now['norm'], 3)}  {now['per_second']:,.0f} {self.unit}/s{self.validation}"
-        )
+        return {
+            "step": f"step {now['step']:>{len(total)},}/{total}",
+            "losses": "  ".join(self.losses(now)),
+            "lr": f"lr {fixed(now['lr'], 6, 1e-5)}",
+            "norm": f"norm {fixed(now['norm'], 3)}",
+            "speed": f"{now['per_second']:,.0f} {self.unit}/s",
+        }
 
     def left(self, now):
         """The time that is left, at the speed of the whole run."""
@@ -183,7 +197,7 @@ class Progress:
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
     def on_evaluate(self, trainer, step, loss):
-        self.validation = f"  val {loss:.4f}"
+        self.validation = [f"val {fixed(loss, 4)}"]
 
     def on_end(self, trainer):
         if self.bar is not None:

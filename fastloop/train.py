@@ -1,17 +1,24 @@
 """The command `python -m fastloop.train`: reads arguments, prints what happens.  No training logic lives here."""
 
 import argparse
+import contextlib
+import errno
+import json
 import math
 import os
 import re
 import shlex
+import stat
 import sys
 import time
 
-from . import checkpoint, config, data, errors, models, optim, schedules, tokenizer
+import numpy as np
+
+from . import __version__, checkpoint, config, data, errors, models, optim, schedules, tokenizer
 from .callbacks import JsonLog, Progress, TensorBoard
 from .diagnose import diagnose
 from .lr_find import lr_find
+from .run import best_path
 from .trainer import Trainer
 
 SCHEDULES = (
@@ -23,7 +30,7 @@ examples:
   %(prog)s --data names.txt --eval-every 100 --patience 5 --restore-best
   %(prog)s --data book.txt --format text --model gpt --block-size 64 --n-embd 64
   %(prog)s --steps 100000 --save run.npz      then, after Ctrl-C:
-  %(prog)s --resume run.npz
+  %(prog)s --resume run.npz                   or, for more of it, with --steps 200000
 
 exit status: 0 done, 1 the loss was no longer finite, 2 bad input, 130 Ctrl-C, 141 closed pipe
 """
@@ -139,9 +146,10 @@ FLAGS = {
         "config": (str, None, "TOML file whose keys are these flags"),
         "save": (str, None, "checkpoint, and beside it that of the best evaluation (run.npz, run.best.npz)"),
         "save-every": (size, None, "steps from checkpoint to checkpoint (default: at the end)"),
-        "resume": (str, None, "checkpoint of a run to go on with, to the same bits; files and output may be others"),
+        "resume": (str, None, "checkpoint of a run to go on with, to the same bits, and to save to if it did; files "
+                   "and output may be others, --steps more"),
         "export": (str, None, "the trained parameters as safetensors (extra: safetensors)"),
-        "log": (str, None, "JSON lines of the run"),
+        "log": (str, None, "JSON lines of the run (a file, which is added to, or a pipe)"),
         "plot": (str, None, "picture of the run (extra: plot)"),
         "tensorboard": (str, None, "folder of TensorBoard events (extra: tensorboard)"),
     },
@@ -155,7 +163,7 @@ FLAGS = {
         "top-p": (float, None, "sample from the fewest with this probability"),
         "prompt": (str, "", "how the samples begin"),
         "diagnose": (bool, False, "say what looks wrong with the run"),
-        "dry-run": (bool, False, "take one step, print the whole configuration, write nothing"),
+        "dry-run": (bool, False, "take one step, print the whole configuration as a file for --config, write nothing"),
         "lr-find": (bool, False, "try learning rates from small to large instead of training, and suggest one"),
         "overfit-one-batch": (bool, False, "train on the first batch alone: its loss should fall"),
         "quiet": (bool, False, "print the losses and the samples only"),
@@ -163,8 +171,8 @@ FLAGS = {
 }
 ALL_FLAGS = {flag: entry for flags in FLAGS.values() for flag, entry in flags.items()}
 
-# What a resumed run may change: where it writes and what it prints.
-RESUMABLE = {*FLAGS["output"], *FLAGS["files"], "threads", "data"}
+# What a resumed run may change: where it writes, what it prints, and how long it is.
+RESUMABLE = {*FLAGS["output"], *FLAGS["files"], "threads", "data", "steps"}
 RESUMABLE -= {"config", "dry-run", "lr-find", "overfit-one-batch"}
 
 
@@ -175,6 +183,7 @@ def make_parser(**options):
         usage="%(prog)s [--flag value] ...", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         **options,
     )
+    parser.add_argument("--version", action="version", version=f"fastloop {__version__}")
     for name, flags in FLAGS.items():
         group = parser.add_argument_group(name)
         for flag, (kind, default, text) in flags.items():
@@ -251,11 +260,12 @@ class Samples:
         done = len(trainer.history)
         if done % self.every == 0:
             seed = self.seed + done         # so that a resumed run says the same
-            self.say(as_sample(*trainer.model.generate(trainer.tokenizer, 1, seed=seed, **self.options)))
+            (text,) = trainer.model.generate(trainer.tokenizer, 1, seed=seed, **self.options)
+            self.say(as_sample(text, f"sample {done:,}"))
 
 
-def as_sample(text):
-    return f"{'sample':12}{text}".replace("\n", "\n" + 12 * " ")
+def as_sample(text, name="sample"):
+    return f"{name:11} {text}".replace("\n", "\n" + 12 * " ")
 
 
 def make_schedule(args, steps):
@@ -322,19 +332,21 @@ def make_callbacks(args, options):
 def run(args, given):
     def say(name, text):
         if not args.quiet:
-            print(f"{name:12}{text}")
+            line = f"{name:12}{text}"
+            print(comment(line) if args.dry_run else line, flush=True)
 
     if args.resume:
         args = resumed_arguments(args, given)
     if args.threads is not None:
         config.set_num_threads(args.threads)
-    check_outputs(args)
+    check_files(args)
     text = args.format == "text"
     train, val = load_data(args)
     if args.overfit_one_batch and not text:
         train, val = train[: args.batch_size * args.grad_accum], None
     if args.resume:
         trainer = Trainer.load(args.resume)
+        before = lengthen(trainer, args.steps if "steps" in given else None, args.resume)
     else:
         trainer = make_trainer(args, train + (val or type(train)()), len(train))
     model, tok = trainer.model, trainer.tokenizer
@@ -381,7 +393,12 @@ def run(args, given):
     if args.lr_find:
         return find_lr(trainer, train_data, args)
     if args.resume:
-        say("resumed", f"{args.resume}, after step {len(trainer.history):,} of {trainer.total_steps:,}")
+        say("resumed", f"{args.resume}, after step {len(trainer.history):,} of {before:,}")
+        if before < trainer._run.steps:
+            now = f"now {trainer._run.steps:,} steps long"
+            if hasattr(trainer.schedule, "for_steps"):
+                now += f", with the learning rates that a run of this length has from here on (so far: of {before:,})"
+            say("longer", now)
 
     writing = {"save": args.save, "save_every": args.save_every, "callbacks": make_callbacks(args, options)}
     writing["log_every"] = args.log_every
@@ -401,7 +418,8 @@ def run(args, given):
                 restore_best=args.restore_best, tol=args.tol, **evaluating, **writing,
             )
     except errors.DivergenceError:
-        show(trainer, args, baseline)
+        draw(trainer, args, baseline)
+        say_diagnosis(trainer, args, worse=True)
         raise
     seconds, steps = time.perf_counter() - began, trainer.steps - before
     if history.stop_reason != "finished":
@@ -409,49 +427,100 @@ def run(args, given):
     if history.evaluations:
         restored = ", restored" if args.restore_best and not history.interrupted else ""
         say("best", f"validation {trainer.best_loss:.4f} after step {trainer.best_step:,}{restored}")
+    # What was asked for is written first: what follows may take a while, and Ctrl-C ends it.
+    if args.export:
+        model.save_safetensors(args.export, tok)
+    draw(trainer, args, baseline)
     if history.interrupted:             # whoever pressed Ctrl-C does not wait for an evaluation
         print(f"{'loss':12}{history.mean_loss():.4f}, the mean of the last {min(len(history), 100)} steps")
-    elif not evaluate(trainer, train_data, val_data, say):
-        show(trainer, args, baseline)
+    elif not evaluate(trainer, train, val, args.seed, say):
+        say_diagnosis(trainer, args, worse=True)
         raise FloatingPointError("the loss is no longer finite: the last steps led too far; try a smaller --lr")
     say("time", f"{seconds:.3f} s" + (f", {seconds / steps * 1e6:.1f} us a step" if steps else ""))
     for sample in model.generate(tok, args.sample, seed=args.seed, **options):
         print(as_sample(sample))
-    if args.export:
-        model.save_safetensors(args.export, tok)
-    show(trainer, args, baseline)
+    say_diagnosis(trainer, args, ended_worse(history))
     return 130 if history.interrupted else 0
 
 
-def evaluate(trainer, train_data, val_data, say):
-    """Print the losses on the data; returns whether they are finite."""
-    train_loss = val_loss = trainer.evaluate(train_data)
-    losses = f"train {train_loss:.4f}"
-    if val_data is not None:
-        val_loss = trainer.evaluate(val_data)
+def evaluate(trainer, train, val, seed, say):
+    """Print the losses, that of training on no more data than is held out; returns whether they are finite."""
+    unit = "characters" if isinstance(train, str) else "documents"
+    parts = sample_of(train, len(val), trainer.model.block_size, seed) if val else [train]
+    n, of = sum(map(len, parts)), ""
+    if n < len(train):
+        of = f" (on {n:,} of {len(train):,} {unit})"
+    say("evaluating", f"{n:,} {unit} trained on" + (f" and {len(val):,} held out" if val else ""))
+    train_loss = val_loss = sum(map(trainer.evaluate, parts)) / len(parts)
+    losses = f"train {train_loss:.4f}{of}"
+    if val:
+        val_loss = trainer.evaluate(val)
         losses += f", validation {val_loss:.4f}"
     print(f"{'loss':12}{losses} nats per token")
-    if val_data is not None:
+    if val:
         say("gap", f"{round(val_loss - train_loss, 4) + 0.0:+.4f} from train to validation")
     return math.isfinite(train_loss) and math.isfinite(val_loss)
 
 
-def check_outputs(args):
-    """Refuse before the work what could not be written after it."""
-    for flag in ("save", "export", "plot"):
-        path = vars(args)[flag]
-        if path is not None:
-            folder = os.path.dirname(os.path.abspath(path))
-            if not os.path.isdir(folder):
-                raise ValueError(f"--{flag} {path}: there is no folder {folder}")
-            if os.path.isdir(path) or not os.access(folder, os.W_OK):
-                raise ValueError(f"--{flag} {path}: cannot be written")
+def sample_of(train, n, block_size, seed):
+    """At most n of the documents, or characters, drawn at random: a list of parts that count the same.
+
+    A text gives up to ten stretches, one from each part of it, since one alone may be unlike the rest.
+    """
+    if n >= len(train):
+        return [train]
+    rng = np.random.default_rng(seed)
+    if isinstance(train, str):
+        count = min(10, n // (block_size + 1))
+        size, span = n // count, len(train) // count
+        firsts = [i * span + int(rng.integers(span - size + 1)) for i in range(count)]
+        return [train[first : first + size] for first in firsts]
+    return [[train[i] for i in np.sort(rng.choice(len(train), n, replace=False))]]
+
+
+def check_files(args):
+    """Refuse before the work files that would take each other's place, and what could not be written after it."""
     if args.export:
         models.safetensors()
     if args.plot:
-        from .plot import check_format
+        from .plot import check_format, with_ending
 
+        args.plot = with_ending(args.plot)
         check_format(args.plot)
+    flags = [flag for flag, (kind, *_) in FLAGS["files"].items() if kind is str and vars(args)[flag] is not None]
+    files = [("--data", args.data or data.NAMES), *((f"--{flag}", vars(args)[flag]) for flag in flags)]
+    if args.save:
+        files.append(("the best of --save", best_path(args.save)))
+    found = {}
+    for name, path in files:
+        other = found.setdefault(identity(path), name)
+        # A run goes on in its own file, and from its best to a better one.
+        if other != name and (other, name) not in (("--save", "--resume"), ("--resume", "the best of --save")):
+            raise ValueError(f"{other} and {name} are the same file: {path}")
+    for name, descriptor in (("standard output", 1), ("standard error", 2)):
+        with contextlib.suppress(OSError):          # closed
+            if stat.S_ISREG(os.fstat(descriptor).st_mode) and identity(descriptor) in found:
+                raise ValueError(f"{found[identity(descriptor)]} and {name} are the same file")
+    for name, path in files:
+        if name in ("--save", "--export", "--plot", "the best of --save"):
+            folder = os.path.dirname(os.path.realpath(path))
+            if not os.path.isdir(folder):
+                raise ValueError(f"{name} {path}: there is no folder {folder}")
+            try:
+                checkpoint.check_replaceable(path)
+                if not os.access(folder, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+            except OSError as error:
+                raise ValueError(f"{name} {path}: cannot be written: {error.strerror}") from None
+
+
+def identity(path):
+    """What all names of a file (or its descriptor) have in common."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
 
 
 def as_argument(flag, value):
@@ -463,17 +532,30 @@ def as_argument(flag, value):
     return [f"--{flag}", str(value)]
 
 
-def show(trainer, args, baseline):
-    """The picture and the diagnosis of a run, however it ended."""
+def draw(trainer, args, baseline):
+    """The picture of a run, however it ended."""
     if args.plot and len(trainer.history):
         trainer.history.plot(args.plot, baseline=baseline)
-    if args.diagnose:
-        for finding in str(diagnose(trainer)).replace("\n    ", "\n" + 12 * " ").split("\n"):
-            print(finding if finding.startswith(" ") else f"{'diagnosis':12}{finding}")
+
+
+def ended_worse(history):
+    """Whether the loss at the end, the mean of the last tenth, is above the first."""
+    n = max(10, len(history) // 10)
+    return len(history) >= n and not history.mean_loss(n) <= history.loss[0]
+
+
+def say_diagnosis(trainer, args, worse):
+    """The diagnosis of a run that was asked for, or that is worth saying unasked."""
+    if not args.diagnose and (args.quiet or not worse):
+        return
+    found = diagnose(trainer)
+    if found or args.diagnose:
+        for line in str(found).replace("\n    ", "\n" + 12 * " ").split("\n"):
+            print(line if line.startswith(" ") else f"{'diagnosis':12}{line}")
 
 
 def dry_run(trainer, train_data, args, say):
-    """One step, described; nothing is written."""
+    """One step, described, and the configuration; nothing is written.  All of it together is a file for --config."""
     history = trainer.fit(train_data, steps=1, batch_size=args.batch_size, seed=args.seed)
     for name, shape in trainer.model.params.shapes.items():
         say("tensor", f"{name} {' x '.join(map(str, shape))}")
@@ -481,22 +563,33 @@ def dry_run(trainer, train_data, args, say):
     copies = copies.get(len(trainer.optimizer.flats), "parameters, gradients and moments")
     say("memory", f"{trainer.model.num_params * 8 * (2 + len(trainer.optimizer.flats)) / 2**20:.2f} MiB of {copies}")
     say("optimizer", repr(trainer.optimizer))
-    print(f"{'step':12}loss {history.loss[0]:.4f}, norm {history.norm[0]:.4f}, {history.predictions} predictions")
-    if not args.quiet:
-        print("\n# The whole configuration, as --config reads it")
-        for name, flags in FLAGS.items():
-            print(f"# {name}")
-            for flag in flags:
-                value = vars(args)[flag.replace("-", "_")]
-                if value is not None and flag not in ("config", "dry-run"):
-                    print(f"{flag} = {toml(value)}")
+    step = f"loss {history.loss[0]:.4f}, norm {history.norm[0]:.4f}, {history.predictions} predictions"
+    print(comment(f"{'step':12}{step}"))
+    print("\n# The whole configuration, as --config reads it")
+    for name, flags in FLAGS.items():
+        print(f"# {name}")
+        for flag in flags:
+            value = vars(args)[flag.replace("-", "_")]
+            if value is not None and flag not in ("config", "dry-run"):
+                print(f"{flag} = {toml(flag, value)}")
     return 0
 
 
-def toml(value):
-    import json
+def comment(line):
+    """The line as a comment of TOML, which holds no control characters: the rest of the alphabets goes the same way."""
+    return f"# {line.encode('unicode_escape').decode()}"
 
-    return json.dumps(value, ensure_ascii=False)        # whose strings, numbers and truth values are TOML's too
+
+def toml(flag, value):
+    """A value as TOML writes it, in ASCII, since it is read as UTF-8 whatever the terminal's encoding is."""
+    if not isinstance(value, str):
+        return json.dumps(value)            # whose numbers and truth values are TOML's too
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"--{flag} {value!r}: is no Unicode text, which a configuration has to be") from None
+    plain = (c if " " <= c <= "~" and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
+    return f'"{"".join(plain)}"'
 
 
 def find_lr(trainer, train_data, args):
@@ -524,14 +617,19 @@ def resumed_arguments(args, given):
     except (LookupError, TypeError, ValueError):
         raise errors.CheckpointError(f"{args.resume}: was not saved by this command; resume it from Python") from None
     # It may come from somebody else: it is read like a configuration, and does not choose which files are written, but
-    # for going on with itself.
+    # for going on with itself, under the name that the command line has for it.
     given = {flag.replace("-", "_"): vars(args)[flag.replace("-", "_")] for flag in {*given, "config", "resume"}}
     stored = {name: value for name, value in stored.items() if value is not None and name not in given}
+    if "steps" in given:
+        stored.pop("epochs", None)
     for flag in ("save", "export", "log", "plot", "tensorboard"):
-        path = stored.get(flag)
-        if path and not (flag == "save" and os.path.abspath(str(path)) == os.path.abspath(args.resume)):
+        path = stored.pop(flag, None)
+        if flag == "save" and path and identity(str(path)) == identity(args.resume):
+            stored["save"] = args.resume
+            if os.path.islink(best := best_path(args.resume)):
+                raise ValueError(f"{best} is a link: say --save {args.resume} to write what it leads to")
+        elif path:
             print(f"fastloop-train: not writing to {path} again; say --{flag} {path} to do so", file=sys.stderr)
-            del stored[flag]
     parser = make_parser()
     parser.source = f"{args.resume}: "
     stored = parser.parse_args(table_as_arguments(stored, args.resume))
@@ -540,10 +638,23 @@ def resumed_arguments(args, given):
     return argparse.Namespace(**{**vars(stored), **given})
 
 
+def lengthen(trainer, steps, path):
+    """Make a run that was loaded from path `steps` long, if they are given; returns how long it was."""
+    if trainer._run is None:
+        raise errors.CheckpointError(f"{path}: holds no run to go on with")
+    before = trainer._run.steps
+    if steps is not None:
+        if steps < before:
+            raise ValueError(f"--steps {steps}: the run has {before}, and when it is resumed can only get more")
+        trainer._run.steps = steps
+    return before
+
+
 def main(argv=None):
     """Run the command; returns the exit status: 0, 1 diverged, 2 bad input, 130 Ctrl-C, 141 closed pipe."""
     prog = "fastloop-train"
-    if sys.stdout is not None:
+    open_standard_streams()
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = run(*parse(sys.argv[1:] if argv is None else argv))
@@ -556,8 +667,19 @@ def main(argv=None):
     except (errors.FastloopError, ValueError, OSError, LookupError, OverflowError, MemoryError, ImportError) as error:
         return complain(prog, error, 2)
     except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     return status
+
+
+def open_standard_streams():
+    """Where a standard stream is closed (`>&-`) nothing is said; no other file may get its number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))       # noqa: SIM115 -- for as long as the process lives
 
 
 def complain(prog, error, status):

@@ -292,6 +292,7 @@ FASTLOOP = [
     ("history.py", "if len({lengths[name] for name in cls.columns}) > 1 or ", "if "),
     ("callbacks.py", 'if file.read(1) != b"\\n":', "if False:"),
     ("callbacks.py", "not math.isfinite(v) else v", "math.isnan(v) else v"),
+    ("callbacks.py", '("speed", "norm", "lr", "left", "step")', '("left", "speed", "norm", "lr", "step")'),
     # the range test, diagnosis, gradcheck
     ("lr_find.py", "optimizer.load_state_dict(state)", "pass"),
     ("lr_find.py", "(step - first) / (steps - 1)", "(step - first) / steps"),
@@ -317,6 +318,16 @@ FASTLOOP = [
     ("train.py", "refused = given - RESUMABLE", "refused = set()"),
     ("train.py", "return 130 if history.interrupted else 0", "return 0"),
     ("train.py", "first = len(text) - int(", "first = int("),
+    ("train.py", "if other != name and (other, name) not in", "if False and (other, name) not in"),
+    ("train.py", "if os.path.islink(best := best_path(args.resume)):", "if False:"),
+    ("train.py", "if n >= len(train):", "if True:"),
+    ("train.py", "    draw(trainer, args, baseline)\n    if history.interrupted:", "    if history.interrupted:"),
+    ("train.py", "not history.mean_loss(n) <= history.loss[0]", "False"),
+    ("train.py", "trainer._run.steps = steps", "pass"),
+    ("train.py", "if getattr(sys, name) is None:", "if False:"),
+    ("train.py", "line.encode('unicode_escape')", "line.encode()"),
+    ("train.py", 'f"sample {done:,}"', '"sample"'),
+    ("_core/__init__.py", "sys.exit(2)", "pass"),
 ]
 
 # The test in tests/faults/ that must see it, alone; file, old, new.

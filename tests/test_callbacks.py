@@ -62,6 +62,7 @@ def test_json_log(tmp_path):
     for log in logs:
         step = log["step"]
         assert log["loss"] == history.loss[before:step].mean()
+        assert log["loss_steps"] == step - before
         assert log["clipped"] == history.clipped[before:step].sum()
         assert (log["lr"], log["norm"], log["seconds"]) == tuple(
             getattr(history, name)[step - 1] for name in ("lr", "norm", "seconds")
@@ -146,7 +147,7 @@ def test_json_log_where_nothing_can_be_written(tmp_path):
 
 # --- Progress
 
-LINE = r"step +{step}/100  loss \d\.\d{{4}}  lr 0\.\d{{6}}  norm \d\.\d{{3}}  [\d,]+ tokens/s"
+LINE = r"step +{step}/100  mean loss \d\.\d{{4}}{val}  lr 0\.\d{{6}}  norm \d\.\d{{3}}  [\d,]+ tokens/s"
 
 
 def test_progress_into_a_file_is_a_plain_line_for_each_log(monkeypatch):
@@ -156,10 +157,11 @@ def test_progress_into_a_file_is_a_plain_line_for_each_log(monkeypatch):
     lines = out.getvalue().splitlines()
     assert len(lines) == 11
     for line, step in zip(lines, [1, *range(10, 101, 10)], strict=True):
-        assert re.match(LINE.format(step=step), line), line
-    assert "val" not in lines[4]                        # step 50 is evaluated before its line
-    assert lines[5].endswith(f"  val {trainer.history.evaluations[0][1]:.4f}")
-    assert f"loss {trainer.history.loss[90:].mean():.4f}  lr {trainer.history.lr[-1]:.6f}" in lines[-1]
+        evaluated = trainer.history.evaluations[:step // 50][-1:]       # step 50 is evaluated before its line
+        val = "".join(f"  val {loss:.4f}" for _, loss in evaluated)
+        assert re.fullmatch(LINE.format(step=step, val=val), line), line
+    assert f"mean loss {trainer.history.loss[90:].mean():.4f}  val" in lines[-1]
+    assert f"  lr {trainer.history.lr[-1]:.6f}" in lines[-1]
 
 
 @pytest.mark.usefixtures("no_tqdm")
@@ -176,19 +178,28 @@ def test_progress_on_a_terminal_writes_one_line_over_and_over(monkeypatch):
     assert drawn[0] == ""
     assert len(drawn) == 12
     for line, step in zip(drawn[1:], [1, *range(10, 101, 10)], strict=True):
-        assert re.fullmatch(LINE.format(step=step) + r"  \d:\d\d:\d\d left", line), line
+        assert re.fullmatch(LINE.format(step=step, val="") + r"  \d:\d\d:\d\d left", line), line
     assert drawn[-1].endswith("0:00:00 left")
 
 
 @pytest.mark.usefixtures("no_tqdm")
-def test_progress_fits_the_terminal_and_is_not_redrawn_all_the_time(monkeypatch):
+@pytest.mark.parametrize("columns, shown", [
+    (200, "step 100/100  {losses}  lr 0.000100  norm {norm}  {speed} tokens/s  0:00:00 left"),
+    (85, "step 100/100  {losses}  lr 0.000100  norm {norm}  0:00:00 left"),
+    (75, "step 100/100  {losses}  lr 0.000100  0:00:00 left"),
+    (60, "step 100/100  {losses}  0:00:00 left"), (45, "step 100/100  {losses}"), (40, "{losses}"), (10, "mean loss"),
+])
+def test_a_narrow_terminal_keeps_the_losses_and_is_not_redrawn_all_the_time(columns, shown, monkeypatch):
     monkeypatch.setattr("fastloop.callbacks.REDRAW_SECONDS", 1000.0)
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("COLUMNS", str(columns))
     out = Terminal()
-    trainer = fit(Progress(out))
-    drawn = out.getvalue()[:-1].split("\r\x1b[K")[1:]
-    assert [len(line) for line in drawn] == [39]        # the last
-    assert drawn[0].startswith(f"step 100/100  loss {trainer.history.loss.mean():.4f}")
+    history = fit(Progress(out), validation=DOCS[:20]).history
+    _, drawn = out.getvalue()[:-1].split("\r\x1b[K")        # the last
+    shown = shown.format(
+        losses=f"mean loss {history.loss.mean():.4f}  val {history.evaluations[-1][1]:.4f}",
+        norm=f"{history.norm[-1]:.3f}", speed=re.sub(r".* ([\d,]+) tokens/s.*|.*", r"\1", drawn),
+    )
+    assert drawn == shown
 
 
 @pytest.mark.usefixtures("no_tqdm")
@@ -205,7 +216,7 @@ def test_progress_on_a_terminal_moves_on_between_logs(monkeypatch):
     trainer = fit(Progress(out), EveryStep(), steps=130, log_every=1000)
     drawn = out.getvalue()[:-1].split("\r\x1b[K")[1:]
     assert len(drawn) == 130
-    assert drawn[119].startswith(f"step 120/130  loss {trainer.history.loss[20:120].mean():.4f}")
+    assert drawn[119].startswith(f"step 120/130  mean loss {trainer.history.loss[20:120].mean():.4f}")
 
 
 class Says:
@@ -259,11 +270,22 @@ def test_progress_through_tqdm():
     out, threads = Terminal(), threading.active_count()
     trainer = fit(Progress(out, unit="letters"), validation=DOCS[:20], eval_every=50)
     last = re.split(r"[\r\n]", out.getvalue().rstrip())[-1]
-    assert last.startswith("100%")
+    assert ": 100%" in last
     assert "100/100" in last
     assert f"loss {trainer.history.loss.mean():.4f}" in last
     assert f"val {trainer.history.evaluations[-1][1]:.4f}" in last
     assert threading.active_count() == threads
+
+
+def test_the_losses_stay_where_tqdm_has_little_room(monkeypatch):
+    tqdm = pytest.importorskip("tqdm", reason="needs the extra progress: pip install 'fastloop[progress]'")
+    monkeypatch.setattr(tqdm.std, "_screen_shape_wrapper", lambda: lambda file: (60, 20))
+    out = Terminal()
+    trainer = fit(Progress(out), validation=DOCS[:20], eval_every=50)
+    last = re.split(r"[\r\n]", out.getvalue().rstrip())[-1]
+    val = trainer.history.evaluations[-1][1]
+    assert last.startswith(f"mean loss {trainer.history.loss.mean():.4f}  val {val:.4f}: 100%")
+    assert len(last) <= 60
 
 
 def test_progress_of_a_resumed_run(no_tqdm, tmp_path):

@@ -3,15 +3,18 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 
 import fastloop as fl
-from fastloop.train import ALL_FLAGS, make_schedule, parse
+from fastloop import checkpoint
+from fastloop.train import ALL_FLAGS, make_schedule, parse, sample_of
 
 COMMAND = [sys.executable, "-m", "fastloop.train"]
+LOSSES = r"^loss +train (\S+) \(on 516 of 4,647 documents\), validation (\S+) nats"
 
 
 def run(*arguments, **options):
@@ -29,11 +32,11 @@ def test_the_default_run_prints_what_it_did(tmp_path):
     steps = [line for line in lines if line.startswith("step")]
     numbers = [int(re.search(r"([\d,]+)/1,000", line)[1].replace(",", "")) for line in steps]
     assert numbers == [1, *range(100, 1001, 100)]
-    assert all(re.search(r"loss \d\.\d{4}  lr 0\.\d{6}  norm \d\.\d{3}  [\d,]+ tokens/s$", line) for line in steps)
+    assert all(re.search(r"mean loss \d\.\d{4}  lr 0\.\d{6}  norm \d\.\d{3}  [\d,]+ tokens/s$", line) for line in steps)
     first, last = (float(re.search(r"loss (\S+)", line)[1]) for line in (steps[0], steps[-1]))
     assert 3.2 < first < 3.4
     assert 2.1 < last < 2.5
-    train, validation = re.search(r"^loss +train (\S+), validation (\S+) nats", done.stdout, re.M).groups()
+    train, validation = re.search(LOSSES, done.stdout, re.M).groups()
     assert 2.2 < float(train) < 2.5
     assert 2.2 < float(validation) < 2.5
     assert sum(line.startswith("sample") for line in lines) == 10
@@ -50,7 +53,8 @@ def test_the_run_is_the_trainers_own(tmp_path):
     )
     trainer.fit(train, steps=300)
     done = run("--steps", 300, "--quiet", "--sample", 3, cwd=tmp_path)
-    losses = f"train {trainer.evaluate(train):.4f}, validation {trainer.evaluate(val):.4f}"
+    (some,) = sample_of(train, 516, 8, 42)
+    losses = f"train {trainer.evaluate(some):.4f} (on 516 of 4,647 documents), validation {trainer.evaluate(val):.4f}"
     expected = [f"loss        {losses} nats per token"]
     expected += [f"sample      {name}" for name in trainer.model.generate(tok, 3, 0.8, 42)]
     assert done.stdout.splitlines() == expected
@@ -240,15 +244,33 @@ def test_a_dry_run_takes_one_step_and_writes_nothing(tmp_path):
     done = run("--dry-run", "--save", "run.npz", "--model", "gpt", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "layer0.mlp_fc1 64 x 16" in done.stdout
-    assert re.search(r"^step +loss 3\.\d+, norm", done.stdout, re.M)
+    assert re.search(r"^# step +loss 3\.\d+, norm", done.stdout, re.M)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_prints_a_configuration_that_gives_the_same_run(tmp_path):
+def test_what_a_dry_run_prints_is_a_configuration_of_the_same_run(tmp_path):
     flags = ["--model", "gpt", "--batch-size", 3, "--schedule", "cosine", "--prompt", "an", "--shuffle", "--steps", 20]
-    (tmp_path / "run.toml").write_text(run("--dry-run", *flags, cwd=tmp_path).stdout.partition("\n\n")[2])
+    (tmp_path / "run.toml").write_text(run("--dry-run", *flags, cwd=tmp_path).stdout)
     by_flags, by_file = run(*flags, "--quiet", cwd=tmp_path), run("--config", "run.toml", "--quiet", cwd=tmp_path)
     assert by_file.stdout == by_flags.stdout != ""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="--config needs Python 3.11")
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]], ids=str)
+def test_a_dry_run_into_a_file_reads_back_to_the_same_arguments(quiet, encoding, tmp_path):
+    (tmp_path / "d\u00e9 \"x\\.txt").write_text("a'\u00e9\"\\b\t#\U0001f600=\x7fc\n" * 20, encoding="utf-8")
+    flags = [
+        "--data", "d\u00e9 \"x\\.txt", "--prompt", "a'\u00e9\"\\b\t#\U0001f600=\x7f", "--block-size", "32",
+        "--lr", "1e-5", "--no-shuffle", "--epochs", "2", "--no-decay", "wte,wpe", "--save", "run\n.npz",
+        "--eps", "1e-20", *quiet,
+    ]
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([*COMMAND, "--dry-run", *flags], capture_output=True, cwd=tmp_path, env=env)
+    (tmp_path / "c.toml").write_bytes(done.stdout)
+    assert (done.returncode, done.stderr) == (0, b"")
+    by_flags, by_file = parse(flags)[0], parse(["--config", str(tmp_path / "c.toml")])[0]
+    assert {**vars(by_file), "config": None} == vars(by_flags)
 
 
 @pytest.mark.parametrize("optimizer, memory", [
@@ -361,7 +383,6 @@ def test_one_batch_is_learnt_by_heart(tmp_path):
 
 
 def test_ctrl_c_saves_and_exits_with_130(tmp_path):
-    import signal
     import time
 
     process = subprocess.Popen(
@@ -386,7 +407,7 @@ def test_a_text_is_trained_on_in_windows(tmp_path):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "characters  2,000: 1,800 to train on, 200 held out" in done.stdout
-    assert float(re.search(r"loss +train (\S+),", done.stdout)[1]) < 1.0
+    assert float(re.search(r"loss +train (\S+) \(on 200 of 1,800 characters\),", done.stdout)[1]) < 1.0
     samples = re.split("^sample      ", done.stdout, flags=re.M)[1:]
     assert len(samples) == 10
     for sample in samples:
@@ -436,3 +457,266 @@ def test_the_schedule_is_the_one_asked_for(flags, expected):
 def test_weight_decay_has_torchs_default(optimizer, decay, tmp_path):
     done = run("--dry-run", "--optimizer", optimizer, cwd=tmp_path)
     assert f"weight_decay={decay}" in done.stdout
+
+
+# --- Files that would eat each other
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with data under several names, and a checkpoint."""
+    (tmp_path / "names.txt").write_text("anna\nbe\nada\n" * 10)
+    (tmp_path / "link").symlink_to("names.txt")
+    os.link(tmp_path / "names.txt", tmp_path / "hard")
+    (tmp_path / "best.npz").mkdir()
+    (tmp_path / "x.best.txt").write_bytes((tmp_path / "names.txt").read_bytes())
+    (tmp_path / "c.toml").write_text("steps = 5\n")
+    (tmp_path / "lost").symlink_to("new.npz")
+    (tmp_path / "protected").write_text("mine")
+    (tmp_path / "run.best.npz").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+    done = run("--steps", 5, "--save", "done.npz", "--data", "names.txt", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+SAME = [
+    (["--data", "names.txt", "--save", "names.txt"], "--data and --save are the same file: names.txt"),
+    (["--data", "names.txt", "--save", "link"], "--data and --save are the same file: link"),
+    (["--data", "link", "--export", "names.txt"], "--data and --export are the same file"),
+    (["--data", "hard", "--log", "./names.txt"], "--data and --log are the same file"),
+    (["--data", "names.txt", "--plot", "hard"], ""),
+    (["--data", "x.best.txt", "--save", "x.txt"], "--data and the best of --save are the same file: x.best.txt"),
+    (["--config", "c.toml", "--log", "c.toml"], "--config and --log are the same file"),
+    (["--config", "c.toml", "--tensorboard", "c.toml"], "--config and --tensorboard are the same file"),
+    (["--save", "new", "--export", "../{folder}/new"], "--save and --export are the same file"),
+    (["--save", "lost", "--log", "new.npz"], "--save and --log are the same file: new.npz"),
+    (["--save", "x.npz", "--export", "x.best.npz"], "--export and the best of --save are the same file"),
+    (["--resume", "done.npz", "--export", "done.npz"], "and --export are the same file: done.npz"),
+    (["--resume", "done.npz", "--log", "done.npz"], "and --log are the same file: done.npz"),
+    (["--save", fl.data.NAMES], "--data and --save are the same file"),
+    (["--save", "pipe"], "--save pipe: cannot be written: a device or a pipe"),
+    (["--export", "pipe"], "--export pipe: cannot be written: a device or a pipe"),
+    (["--export", "/dev/stdout"], "--export /dev/stdout: cannot be written: a device or a pipe"),
+    (["--save", "run.npz"], "the best of --save run.best.npz: cannot be written: Is a directory"),
+]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("flags, message", SAME, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_files_that_would_take_each_others_place_are_refused_before_the_work(flags, message, files):
+    if "--export" in flags:
+        pytest.importorskip("safetensors", reason="safetensors is not installed")
+    if "--plot" in flags:
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+        os.link(files / "names.txt", files / "hard.png")
+        message = "--data and --plot are the same file: hard.png"
+    before = content(files)
+    done = run(*(flag.format(folder=files.name) for flag in flags), cwd=files)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message in done.stderr.splitlines()[-1]
+    assert content(files) == before
+
+
+def test_a_file_that_the_command_prints_into_is_no_other_of_its_files(files):
+    for flags in (["--save", "out"], ["--log", "out"], ["--log", "/dev/stdout"], ["--data", "out"]):
+        (files / "out").write_text("anna\nbe\n" * 10)
+        with open(files / "out", "a") as file:
+            done = subprocess.run([*COMMAND, *flags], stdout=file, stderr=subprocess.PIPE, cwd=files, text=True)
+        assert done.returncode == 2
+        assert f"{flags[0]} and standard output are the same file" in done.stderr
+        assert (files / "out").read_text() == "anna\nbe\n" * 10
+
+
+def test_a_run_may_go_on_in_its_own_file_and_from_its_best(files):
+    assert run("--resume", "done.npz", "--save", "done.npz", "--quiet", cwd=files).returncode == 0
+    assert run("--resume", "done.best.npz", "--save", "done.npz", "--quiet", cwd=files).returncode == 0
+
+
+def rename(path, to, arguments):
+    """Save a checkpoint again with other stored arguments."""
+    arrays, meta = checkpoint.read(path)
+    meta["notes"]["arguments"] |= arguments
+    del meta["format"]
+    checkpoint.write(to, arrays, meta)
+
+
+def test_resume_writes_only_what_the_command_line_names(files):
+    (files / "mine.txt").write_text("mine")
+    (files / "other" / "deep").mkdir(parents=True)
+    (files / "way").symlink_to("other/deep")
+    stored = {"steps": 20, "export": "mine.txt", "plot": "mine.txt", "log": "mine.txt", "tensorboard": "events"}
+    for save in ("mine.txt", "way/../evil.npz", "link"):
+        rename(files / "done.npz", files / "evil.npz", {**stored, "save": save})
+        before = content(files)
+        done = run("--resume", "evil.npz", cwd=files)
+        assert done.returncode == 0
+        assert f"not writing to {save} again" in done.stderr
+        assert content(files) == before
+        assert [path.name for path in (files / "other").iterdir()] == ["deep"]
+    # Its own name is named; a link beside it is not.
+    rename(files / "done.npz", files / "evil.npz", {"save": "evil.npz"})
+    (files / "evil.best.npz").symlink_to("mine.txt")
+    done = run("--resume", "evil.npz", cwd=files)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "evil.best.npz is a link: say --save evil.npz" in done.stderr
+    assert (files / "mine.txt").read_text() == "mine"
+
+
+# --- The end of a run
+
+def test_the_training_loss_is_estimated_on_no_more_than_is_held_out():
+    docs = [f"{i}" for i in range(1000)]
+    (some,) = sample_of(docs, 100, 8, 42)
+    assert len(set(some)) == 100
+    assert set(some) < set(docs)
+    assert (some,) == tuple(sample_of(docs, 100, 8, 42)) != tuple(sample_of(docs, 100, 8, 43))
+    assert sample_of(docs, 1000, 8, 42) == [docs]
+    text = "".join(docs)
+    parts = sample_of(text, 100, 8, 42)
+    assert [len(part) for part in parts] == [10] * 10
+    assert all(part in text for part in parts)
+    assert [len(part) for part in sample_of(text, 20, 8, 42)] == [10, 10]
+    assert sample_of(text, len(text) + 1, 8, 42) == [text]
+
+
+def test_ctrl_c_after_the_last_step_finds_everything_written(tmp_path):
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    # Two hundred thousand long documents, of which a short run sees few: evaluating them takes seconds.
+    (tmp_path / "names.txt").write_text("\n".join(f"{i:020}" for i in range(200_000)))
+    files = {"--save": "run.npz", "--export": "x.safetensors", "--plot": "x.png", "--log": "x.jsonl"}
+    flags = ["--data", "names.txt", "--model", "gpt", "--n-embd", 64, "--steps", 5, "--val-fraction", 0.4]
+    flags += [word for pair in files.items() for word in pair]
+    # The best is looked for once, at the end, and takes as long: what is waited for is the line after it.
+    flags += ["--eval-every", 1000]
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("evaluating  80,000 documents trained on and 80,000 held out"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "fastloop-train: interrupted\n")
+    assert "loss" not in out
+    assert {path.name for path in tmp_path.iterdir()} >= {*files.values(), "run.best.npz"}
+    assert fl.Trainer.load(tmp_path / "run.npz").steps == 5
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert '"event": "end"' in (tmp_path / "x.jsonl").read_text()
+
+
+@pytest.mark.parametrize("flags, status", [(["--lr", 10], 0), (["--lr", "1e200"], 1)], ids=str)
+def test_a_run_that_ends_worse_than_it_began_is_diagnosed_unasked(flags, status, tmp_path):
+    done = run("--steps", 300, *flags, cwd=tmp_path)
+    assert done.returncode == status
+    assert re.search("^diagnosis   (diverging|lr_too_large): ", done.stdout, re.M)
+    assert "diagnosis" not in run("--steps", 300, *flags, "--quiet", cwd=tmp_path).stdout
+    assert "diagnosis" not in run("--steps", 300, cwd=tmp_path).stdout
+
+
+def test_samples_on_the_way_name_their_step(tmp_path):
+    done = run("--steps", 2000, "--sample-every", 500, "--sample", 1, cwd=tmp_path)
+    assert re.findall("^sample (.*?) *[a-z]+$", done.stdout, re.M) == ["500", "1,000", "1,500", "2,000", ""]
+
+
+# --- Longer than it was
+
+def test_a_run_of_constant_lr_made_longer_is_the_longer_run(tmp_path):
+    flags = ["--schedule", "constant", "--shuffle", "--quiet", "--sample", 0, "--eval-every", 50]
+    assert run(*flags, "--steps", 300, "--save", "whole.npz", cwd=tmp_path).returncode == 0
+    assert run(*flags, "--steps", 100, "--save", "run.npz", cwd=tmp_path).returncode == 0
+    done = run("--resume", "run.npz", "--steps", 300, "--no-quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resumed     run.npz, after step 100 of 100\nlonger      now 300 steps long\n" in done.stdout
+    one, other = (fl.Trainer.load(tmp_path / name) for name in ("whole.npz", "run.npz"))
+    assert one.model.params.flat.tobytes() == other.model.params.flat.tobytes()
+    assert one.history.evaluations == other.history.evaluations
+    again = run("--resume", "run.npz", cwd=tmp_path)        # it has the new length now
+    assert again.returncode == 0, again.stderr
+    assert fl.Trainer.load(tmp_path / "run.npz").steps == 300
+
+
+def test_a_run_made_longer_says_that_its_schedule_is_another_and_trains_on(tmp_path):
+    assert run("--steps", 100, "--save", "run.npz", "--quiet", cwd=tmp_path).returncode == 0
+    done = run("--resume", "run.npz", "--steps", 400, "--no-quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = "now 400 steps long, with the learning rates that a run of this length has from here on (so far: of 100)"
+    assert f"\nlonger      {said}\n" in done.stdout
+    lr = fl.Trainer.load(tmp_path / "run.npz").history.lr
+    short, long = fl.schedules.linear(100), fl.schedules.linear(400)
+    assert lr.tolist() == [0.01 * (short if step < 100 else long)(step) for step in range(400)]
+    assert lr[100] == 0.0075
+    refused = run("--resume", "run.npz", "--steps", 300, cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--steps 300: the run has 400, and when it is resumed can only get more" in refused.stderr
+    assert run("--resume", "run.npz", "--steps", 400, cwd=tmp_path).returncode == 0
+
+
+def test_a_run_of_epochs_is_made_longer_in_steps(tmp_path):
+    flags = ["--batch-size", 100, "--epochs", 1, "--save", "run.npz", "--quiet", "--schedule", "constant"]
+    assert run(*flags, cwd=tmp_path).returncode == 0
+    done = run("--resume", "run.npz", "--steps", 60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert fl.Trainer.load(tmp_path / "run.npz").steps == 60
+    assert run("--resume", "run.npz", cwd=tmp_path).returncode == 0
+
+
+# --- Started in odd ways
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_reason_to_fail(closed, tmp_path):
+    command = " ".join([*COMMAND, "--steps 200 --save run.npz --sample-every 100", closed])
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("loss" in done.stdout) == (">&-" not in closed.replace("2>&-", ""))
+    assert fl.Trainer.load(tmp_path / "run.npz").steps == 200
+    command = " ".join([*COMMAND, "--steps 0", closed])
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == ("2>&-" not in closed)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_an_output_that_is_full_is_one_line_and_status_2(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(COMMAND, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "fastloop-train: error: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize("module", ["fastloop.train", "fastloop"])
+def test_an_unknown_instruction_set_is_one_line_and_status_2(module, tmp_path):
+    environment = {**os.environ, "FASTLOOP_ISA": "mmx"}
+    done = subprocess.run(
+        [sys.executable, "-m", module], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch("fastloop: error: FASTLOOP_ISA = 'mmx' is not one of .*baseline, .*\n", done.stderr)
+    # From Python it is an exception, whatever the program is called with.
+    code = "import sys\ntry:\n    import fastloop\nexcept ImportError as error:\n    print(error)"
+    for arguments in (["-c", code], ["-c", code, "-m", "fastloop.train"]):
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("FASTLOOP_ISA = 'mmx' is not one of ")
+
+
+def test_the_package_itself_names_its_command():
+    def package(*arguments):
+        command = [sys.executable, "-m", "fastloop", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    done = package()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "python -m fastloop.train" in done.stdout
+    assert "instruction set" in done.stdout
+    assert package("--version").stdout == run("--version").stdout == f"fastloop {fl.__version__}\n"
+    done = package("--steps", "3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "fastloop: error: it takes no arguments; did you mean python -m fastloop.train --steps 3?\n"

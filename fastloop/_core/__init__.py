@@ -8,6 +8,18 @@ import os
 import re
 import sys
 
+COMMANDS = {"fastloop", "fastloop.train"}
+
+
+def refuse(message):
+    """Raise ImportError; at the start of one of the package's own commands, which cannot catch it, exit with a line."""
+    program = os.path.basename((sys.argv or [""])[0])       # "-m" while the package of a module to run is imported
+    modules = {argument.removeprefix("-m") for argument in sys.orig_argv}
+    if program.startswith("fastloop-train") or (program == "-m" and not modules.isdisjoint(COMMANDS)):
+        print(f"fastloop: error: {message}", file=sys.stderr)
+        sys.exit(2)
+    raise ImportError(message) from None
+
 
 def load(name):
     """The compiled module of that name, or an ImportError that says what to do."""
@@ -32,7 +44,7 @@ def load(name):
         )
     else:
         what = f"fastloop's compiled modules do not load ({problem}): install fastloop again with {python}"
-    raise ImportError(what) from None
+    refuse(what)
 
 
 cpu = load("cpu")
@@ -40,7 +52,7 @@ supported = cpu.supported()
 compiler = cpu.compiler
 isa = os.environ.get("FASTLOOP_ISA") or supported[0]
 if isa not in supported:
-    raise ImportError(f"FASTLOOP_ISA = {isa!r} is not one of {', '.join(supported)}, which this CPU can run")
+    refuse(f"FASTLOOP_ISA = {isa!r} is not one of {', '.join(supported)}, which this CPU can run")
 
 # A thread that waits for another spins first, by default for milliseconds: on a busy machine it then takes the CPU from
 # the one it waits for, and two threads were seen to take forty times as long as one.  libgomp reads this when it is
