@@ -30,7 +30,7 @@ class Model:
         seed, init_std = checked_seed(seed), number("init_std", init_std, 0.0)
         self.params = Params(shapes)
         self.grads = Params(shapes)
-        self.gate = _core.variant.Gate()
+        self._wire()
         self.params.flat[:] = np.random.default_rng(seed).normal(0.0, init_std, self.num_params)
 
     def __setattr__(self, name, value):
@@ -41,11 +41,15 @@ class Model:
 
     def __getstate__(self):
         self.gate.check_whole("copying or pickling a model")
-        return {name: value for name, value in vars(self).items() if name != "gate"}
+        return {name: value for name, value in vars(self).items() if name not in ("gate", "_spare")}
 
     def __setstate__(self, state):
         vars(self).update(state)
+        self._wire()
+
+    def _wire(self):
         self.gate = _core.variant.Gate()
+        self._spare = []            # what stepper made and nobody uses now
 
     def __copy__(self):
         return copy.deepcopy(self)      # half a copy would train the original
@@ -241,13 +245,17 @@ class LanguageModel(Model):
             begin = known or tokenizer.encode("\n" if "\n" in tokenizer.chars else tokenizer.chars[0])
             count = whole("length", length)
         rng = np.random.default_rng(seed)
-        next_logits = self.stepper()
+        try:
+            next_logits = self._spare.pop()     # one call, so no two threads get the same
+        except IndexError:
+            next_logits = self.stepper()
         texts = []
         for first in range(0, n, SIDE_BY_SIDE):
             # Row by row: what a document draws depends neither on its neighbours nor on n.
             u = rng.random((min(SIDE_BY_SIDE, n - first), count))
             ids = self._continue(next_logits, begin, u, tokenizer, length is not None, temperature, top_k, top_p)
             texts += [prompt + tokenizer.decode(row) for row in ids]
+        self._spare.append(next_logits)
         return texts
 
     def _continue(self, next_logits, begin, u, tokenizer, stream, temperature, top_k, top_p):
@@ -382,7 +390,7 @@ class GPT(LanguageModel):
         )
 
     def stepper(self):
-        # A core has one cache of keys and values, so each call of generate, in whichever thread, makes its own.
+        # A core has one cache of keys and values.
         core, logits = self.make_core(), np.empty((SIDE_BY_SIDE, self.vocab_size))
 
         def next_logits(tokens, position):

@@ -206,6 +206,7 @@ FASTLOOP = [
     ("models.py", "if value.shape != self.params[name].shape or value", "if value"),
     ("models.py", "if i < last and activation", "if i <= last and activation"),
     ("models.py", "e = np.exp(logits - largest)", "e = np.exp(logits)"),
+    ("models.py", "next_logits = self._spare.pop()", "next_logits = self._spare[0]"),
     ("models.py", "ends = np.cumsum([", "ends = np.add(1, ["),
     ("models.py", "if found[:2] != ([V, D], [T, D]) or", "if"),
     ("tokenizer.py", "return cls.from_dict(json.loads(text))", "return cls([text])"),
