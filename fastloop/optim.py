@@ -40,8 +40,9 @@ class Optimizer:
 
     def __init__(self, params, lr, weight_decay, no_decay=()):
         self.lr = lr
-        if isinstance(no_decay, str):
-            raise TypeError(f"no_decay = {no_decay!r} is a str; needed is a list of names, or of places in params")
+        if isinstance(no_decay, (str, bytes, dict)):
+            kind = type(no_decay).__name__
+            raise TypeError(f"no_decay = {no_decay!r} is a {kind}; needed is a list of names, or of places in params")
         self.weight_decay = number("weight_decay", weight_decay, 0.0)
         self.no_decay = tuple(no_decay)
         self._core = None       # the compiled optimiser, once there is something to update

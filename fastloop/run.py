@@ -32,19 +32,7 @@ SETTINGS = (
     "restore_best", "tol", "fingerprint", "held_out",
 )
 METHODS = ("on_start", "on_step", "on_chunk", "on_log", "on_evaluate", "on_end")    # of a callback
-STATE = ("start", "best_loss", "best_step", "stale")
-
-# What a checkpoint may hold under these names: types, and the least value.  A wrong size would lead compiled code
-# outside the data.
-NONE, NUMBER = type(None), (int, float)
-CHECKS = {
-    **dict.fromkeys(("steps", "n_examples", "batch_size", "accumulate", "eval_every"), ((int,), 1)),
-    **dict.fromkeys(("seed", "fingerprint", "start", "stale"), ((int,), 0)),
-    "patience": ((int, NONE), 1), "best_step": ((int, NONE), 0),
-    "epochs": ((bool,), None), "restore_best": ((bool,), None),
-    "held_out": ((float, NONE), 0.0),
-    "min_delta": (NUMBER, None), "tol": ((*NUMBER, NONE), None), "best_loss": ((*NUMBER, NONE), None),
-}
+STATE = ("start", "best_loss", "best_step", "stale", "validation_fingerprint")
 
 
 class Run:
@@ -57,6 +45,7 @@ class Run:
         self.best_step = None
         self.best_params = None         # a copy, where restore_best asks for it
         self.stale = 0                  # evaluations since
+        self.validation_fingerprint = None      # of the data held out, where there are any
         self.history = History(start)
         self.sampler = Sampler(self.n_examples, self.batch_size, self.accumulate, self.order, self.seed, self.epochs)
 
@@ -70,13 +59,7 @@ class Run:
 
     @classmethod
     def from_arrays(cls, arrays, meta):
-        """The run that to_arrays described; KeyError or ValueError where it describes none."""
-        for name, (kinds, low) in CHECKS.items():
-            value = meta[name]
-            if type(value) not in kinds or (low is not None and value is not None and value < low):
-                raise ValueError(f"{name} = {value!r} is not what a run has")
-        if meta["order"] not in ("given", "shuffled", "random"):
-            raise ValueError(f"order = {meta['order']!r} is not what a run has")
+        """The run that to_arrays described, once checkpoint.py has found each entry to be what it must."""
         run = cls(**{name: meta[name] for name in SETTINGS})
         for name in STATE:
             setattr(run, name, meta[name])
@@ -89,6 +72,11 @@ class Run:
         """Take the steps that are left; see Trainer.fit for what happens on the way."""
         if data.fingerprint() != self.fingerprint or data.n_examples != self.n_examples:
             raise CheckpointError("these are not the data that the run began with: their checksums differ")
+        if validation is not None:
+            found, self.validation_fingerprint = self.validation_fingerprint, validation.fingerprint()
+            if found not in (None, self.validation_fingerprint):
+                self.validation_fingerprint = found
+                raise CheckpointError("these are not the validation data of the run so far: their checksums differ")
         check_callbacks(callbacks)
         history, batch = self.history, trainer.model.make_batch(data)
         schedule, origin = trainer.schedule, 0

@@ -27,6 +27,10 @@ def _code_points(text):
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
+def _has_surrogates(chars):
+    return any("\ud800" <= char <= "\udfff" for char in chars)
+
+
 class CharTokenizer:
     """One token for each distinct character of `docs`, and one, BOS, for the edges of a document.
 
@@ -95,12 +99,15 @@ class CharTokenizer:
 
     def to_dict(self):
         """All there is to know, as plain data for JSON; `from_dict` makes an equal tokenizer of it."""
-        return {"type": "char", "chars": self.chars}
+        # JSON would read a high surrogate and the low one after it as one character: such are written one by one.
+        return {"type": "char", "chars": list(self.chars) if _has_surrogates(self.chars) else self.chars}
 
     @classmethod
     def from_dict(cls, data):
         """The tokenizer that `to_dict` wrote.  Raises ValueError for anything else."""
         chars = data.get("chars")
+        if isinstance(chars, list) and all(isinstance(char, str) and len(char) == 1 for char in chars):
+            chars = "".join(chars) if _has_surrogates(chars) else None
         if data.get("type") != "char" or not isinstance(chars, str) or list(chars) != sorted(set(chars)):
             raise ValueError(f"not a CharTokenizer's data: {data!r:.200}; expected type 'char', sorted distinct chars")
         return cls([chars])

@@ -471,6 +471,8 @@ class Trainer:
         checkpoint.write(path, arrays, meta)
 
     def _check_can_be_saved(self):
+        if self.tokenizer is None and isinstance(self.model, models.LanguageModel):
+            raise TypeError(f"a {type(self.model).__name__} is saved with its tokenizer: Trainer(..., tokenizer=...)")
         known = {"model": models.CLASSES, "optimizer": OPTIMIZERS, "tokenizer": {"CharTokenizer": CharTokenizer}}
         for what, classes in known.items():
             kind = type(getattr(self, what))
@@ -493,8 +495,11 @@ class Trainer:
         """
         arrays, meta = checkpoint.read(path)
         try:
+            checkpoint.check_description(meta)
             description = dict(meta["model"])
             model = models.CLASSES[description.pop("class")](**description)
+            if model.config.keys() != description.keys():
+                raise KeyError(*(model.config.keys() ^ description.keys()))
             if meta["classes"] is not None:
                 model.classes = meta["classes"]
             description = dict(meta["optimizer"])
@@ -507,25 +512,20 @@ class Trainer:
                     raise CheckpointError(f"{path}: its schedule is the user's own function: say schedule=...")
                 schedule = schedules.from_spec(meta["schedule"])
             tok = None if meta["tokenizer"] is None else CharTokenizer.from_dict(meta["tokenizer"])
+            if tok is None and isinstance(model, models.LanguageModel):
+                raise ValueError("the tokenizer of a language model is missing")
             trainer = cls(
                 model, optimizer, tokenizer=tok, schedule=schedule, clip_norm=meta["clip_norm"],
                 clip_value=meta["clip_value"], grad_accum=meta["grad_accum"],
             )
             for prefix, params in {"params": model.params, **optimizer.flats}.items():
-                for name in params:
-                    params[name] = arrays.pop(f"{prefix}/{name}")
+                for name, shape in params.shapes.items():
+                    params[name] = checkpoint.take_array(arrays, prefix, f"{prefix}/{name}", shape)
+            if type(t) is not int or not 0 <= t <= 2**53:
+                raise ValueError(f"optimizer.t = {t!r} is not a number of steps")
             optimizer.t, trainer.steps, trainer.notes = t, meta["steps"], meta["notes"]
-            if type(trainer.steps) is not int or trainer.steps < 0:
-                raise ValueError(f"steps = {trainer.steps!r} is not a number of steps")
-            run_arrays = {name.removeprefix("run/"): arrays.pop(name) for name in list(arrays) if name[:4] == "run/"}
             if meta["run"] is not None:
-                trainer._run = Run.from_arrays(run_arrays, meta["run"])
-                best = trainer._run.best_params
-                if best is not None and (best.shape, best.dtype) != (model.params.flat.shape, model.params.flat.dtype):
-                    raise ValueError(f"best_params has shape {best.shape} of {best.dtype}")
-                if trainer._run.start > trainer.steps:
-                    raise ValueError(f"the run began at step {trainer._run.start}, after step {trainer.steps}")
-                trainer.history, trainer.total_steps = trainer._run.history, trainer._run.steps
+                trainer._take_run(arrays, meta["run"])
             if arrays:
                 raise CheckpointError(f"{path}: nothing here knows {', '.join(arrays)}")
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
@@ -533,6 +533,27 @@ class Trainer:
                 raise
             raise CheckpointError(f"{path}: does not describe a trainer ({type(error).__name__}: {error})") from error
         return trainer
+
+    def _take_run(self, arrays, meta):
+        """The run of a checkpoint; ValueError where its entries do not fit each other or the trainer."""
+        columns, rows, evaluations = {}, arrays["run/history/loss"].size, arrays["run/history/evaluation_step"].size
+        for kind in checkpoint.ARRAYS:
+            if kind.startswith("run/history/"):
+                shape = (evaluations if "evaluation" in kind else rows,)
+                columns[kind.removeprefix("run/")] = checkpoint.take_array(arrays, kind, kind, shape)
+        if (meta["best_loss"] is None) != (meta["best_step"] is None):
+            raise ValueError(f"run.best_loss = {meta['best_loss']}, but run.best_step = {meta['best_step']}")
+        if meta["restore_best"] and meta["best_loss"] is not None:
+            shape = self.model.params.flat.shape
+            columns["best_params"] = checkpoint.take_array(arrays, "run/best_params", "run/best_params", shape)
+        if meta["order"] not in ("given", "shuffled", "random"):
+            raise ValueError(f"run.order = {meta['order']!r} is not known")
+        if meta["steps"] * meta["batch_size"] * meta["accumulate"] >= 2**63:
+            raise ValueError(f"run.steps = {meta['steps']} of run.batch_size = {meta['batch_size']}: too many to count")
+        if rows > min(self.steps - meta["start"], meta["steps"]):
+            raise ValueError(f"{rows} steps in the history of a run that began after {meta['start']} of {self.steps}")
+        self._run = Run.from_arrays(columns, meta)
+        self.history, self.total_steps = self._run.history, self._run.steps
 
     def __repr__(self):
         return f"Trainer({self.model!r}, {self.optimizer!r}, after {self.steps:,} steps)"

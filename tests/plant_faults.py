@@ -243,6 +243,7 @@ FASTLOOP = [
     ("sampler.py", "edges = np.minimum(edges, limit[:, None])", "pass"),
     ("sampler.py", "default_rng([self.seed, block])", "default_rng(self.seed)"),
     # the five moves, evaluation, checkpoints of a trainer
+    ("tokenizer.py", "list(self.chars) if _has_surrogates(self.chars) else self.chars", "self.chars"),
     ("trainer.py", "if norm > max_norm:", "if norm > 0.0:"),
     ("trainer.py", "self._micro >= self.grad_accum)", "self._micro > self.grad_accum)"),
     ("trainer.py", "(BACKWARD, CLIPPED):\n            self.model.gate.check(\"step()\")",
@@ -258,7 +259,7 @@ FASTLOOP = [
     ("trainer.py", "if arrays:\n", "if False:\n"),
     # a run: best so far, patience, resuming, pauses, Ctrl-C
     ("run.py", "if data.fingerprint() != self.fingerprint or ", "if "),
-    ("run.py", "if type(value) not in kinds or", "if"),
+    ("run.py", "if found not in (None, self.validation_fingerprint):", "if False:"),
     ("run.py", "else self.best_loss - self.min_delta", "else self.best_loss"),
     ("run.py", "self.stale >= self.patience", "self.stale > self.patience"),
     ("run.py", "trainer.model.params.flat.copy()", "trainer.model.params.flat"),
@@ -268,6 +269,9 @@ FASTLOOP = [
     ("run.py", "if taken < count:", "if False:"),
     ("run.py", "self.best_params is not None and not history.interrupted:", "self.best_params is not None:"),
     # checkpoint files
+    ("checkpoint.py", "if kinds and type(value) not in kinds:", "if False:"),
+    ("checkpoint.py", "if array.dtype != dtype or array.shape != shape:", "if array.shape != shape:"),
+    ("checkpoint.py", '"exp_avg_sq": (np.float64, 0.0)', '"exp_avg_sq": (np.float64, -INF)'),
     ("checkpoint.py", "os.fsync(file.fileno())", "pass"),
     ("checkpoint.py", "if digest(body) != comment[len(MARK) :]:", "if False:"),
     ("checkpoint.py", "os.remove(temporary)", "pass"),

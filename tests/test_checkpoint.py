@@ -332,6 +332,7 @@ WRONG = {
     "steps": COUNT, "n_examples": COUNT, "batch_size": COUNT, "accumulate": COUNT, "eval_every": COUNT,
     "seed": INDEX, "fingerprint": INDEX, "start": INDEX, "stale": INDEX,
     "patience": [0, 1.0, "1"], "best_step": [-1, 3.0], "best_loss": ["1", True], "tol": ["1", False],
+    "validation_fingerprint": [-1, 1.0, "x"],
     "min_delta": [None, "0", True], "epochs": [1, None], "restore_best": [0, "yes"], "order": ["none", None, 1],
     "held_out": [-0.1, 1, "0.2", True],
 }
@@ -363,6 +364,102 @@ def test_classes_that_are_none_of_the_model_are_refused(tmp_path, classes):
     checkpoint.write(path, arrays, {**meta, "classes": classes})
     with pytest.raises(fl.CheckpointError, match="does not describe a trainer"):
         fl.Trainer.load(path)
+
+
+VALUES = [
+    None, True, False, 0, -1, 7, 1.5, -0.5, float("nan"), float("inf"), -float("inf"), 2**63, 10**400, "", "x",
+    "\ud800", [], [1, 2], [0.5, 0.5, 0.5], {}, {"name": "linear"}, {"class": "Adam"},
+]
+NULLABLE = {
+    "clip_norm", "clip_value", "run", "patience", "tol", "validation_fingerprint", "stop_reason", "steps", "held_out",
+}
+
+
+def places(table, path=()):
+    for name, value in table.items():
+        yield (*path, name), value
+        if isinstance(value, dict) and name != "notes":
+            yield from places(value, (*path, name))
+
+
+def put(table, path, value):
+    """A copy of table with that value at path."""
+    name, *rest = path
+    return {**table, name: put(table[name], rest, value) if rest else value}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
+def test_each_entry_of_a_wrong_kind_is_refused_though_the_checksum_is_right(optimizer, tmp_path):
+    path, trainer = tmp_path / "run.npz", make(optimizer)
+    trainer.notes = {"a": 1}
+    fit(trainer)
+    trainer.save(path)
+    arrays, meta = checkpoint.read(path)
+    loaded = set()
+    for place, old in places(meta):
+        for value in VALUES:
+            if place == ("format",):
+                continue
+            checkpoint.write(path, arrays, put(meta, place, value))
+            try:
+                other = fl.Trainer.load(path)
+            except fl.CheckpointError:
+                continue
+            other.save(path)            # what is let in can go out again
+            fl.Trainer.load(path)
+            kinds = {type(old), *((int,) if type(old) is float else ()), *((type(None),) * (place[-1] in NULLABLE))}
+            assert type(value) in kinds or old is None or place[0] == "notes", (place, value)
+            loaded.add((*place, repr(value)))
+        short = dict(meta)
+        if len(place) == 1 and place != ("format",):
+            del short[place[0]]
+            checkpoint.write(path, arrays, short)
+            with pytest.raises(fl.CheckpointError):
+                fl.Trainer.load(path)
+    assert ("steps", "-1") not in loaded
+    assert ("optimizer", "t", "1.5") not in loaded
+    assert ("tokenizer", "None") not in loaded
+    assert ("run", "tol", "nan") not in loaded
+    assert ("run", "start", "7") not in loaded          # the history would be longer than the run
+    assert ("notes", "[1, 2]") in loaded
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
+def test_each_array_of_a_wrong_kind_is_refused_though_the_checksum_is_right(optimizer, tmp_path):
+    path, trainer = tmp_path / "run.npz", make(optimizer)
+    fit(trainer)
+    trainer.save(path)
+    arrays, meta = checkpoint.read(path)
+    for name, old in arrays.items():
+        kinds = [t for t in (np.float64, np.float32, ">f8", np.complex128, np.int64, np.uint64, bool, "U8", "S8")
+                 if np.dtype(t) != old.dtype]
+        wrong = [np.zeros(old.shape).astype(kind) for kind in kinds]
+        wrong += [old[:-1], old[..., None], np.concatenate([old, old]), old.reshape(-1)[0], old[:0], old[None]]
+        first = name.split("/")[0]
+        if first.startswith(("exp_avg", "momentum")):
+            wrong += [np.full_like(old, value) for value in (np.nan, np.inf, -np.inf)]
+        if first == "exp_avg_sq" or name.endswith("evaluation_step"):
+            wrong.append(np.full_like(old, -1))
+        for array in wrong:
+            checkpoint.write(path, {**arrays, name: array}, meta)
+            with pytest.raises(fl.CheckpointError):
+                fl.Trainer.load(path)
+        checkpoint.write(path, {key: array for key, array in arrays.items() if key != name}, meta)
+        with pytest.raises(fl.CheckpointError):
+            fl.Trainer.load(path)
+    checkpoint.write(path, {**arrays, "params/wte": np.full_like(arrays["params/wte"], np.nan)}, meta)
+    assert np.isnan(fl.Trainer.load(path).model.params["wte"]).all()        # SECURITY.md says that they may be
+
+
+def test_other_validation_data_are_noticed(tmp_path):
+    path = tmp_path / "run.npz"
+    fit(make(), callbacks=[SaveAt(9, path)])
+    with pytest.raises(fl.CheckpointError, match="not the validation data"):
+        fl.Trainer.load(path).resume(DOCS, validation=DOCS[:4])
+    for validation in (None, DOCS[:5]):
+        trainer = fl.Trainer.load(path)
+        trainer.resume(DOCS, validation=validation)
+        assert trainer.steps == STEPS
 
 
 @pytest.mark.parametrize("model", [lambda: fl.BigramLM(5, n_embd=4), lambda: fl.GPT(5, n_embd=8, n_head=2, n_layer=2)])

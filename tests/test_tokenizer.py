@@ -144,3 +144,18 @@ def test_equality_and_repr(tokenizer):
     assert tokenizer != CharTokenizer(["abcnx"])
     assert tokenizer != "abcn"
     assert repr(tokenizer) == "CharTokenizer(4 characters: 'abcn', bos=4, vocab_size=5)"
+
+
+@pytest.mark.parametrize("docs", [["\ud83d\ude00"], ["a\ud800", "\udfff", "😀"], ["\udc80 abc"]])
+def test_a_vocabulary_of_lone_surrogates_survives_json(docs):
+    """A high one and a low one in a row would come back as one character."""
+    tokenizer = CharTokenizer(docs)
+    again = CharTokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict())))
+    assert again == tokenizer
+    assert again.encode(docs[0]) == tokenizer.encode(docs[0])
+
+
+@pytest.mark.parametrize("chars", [["\udc80", "a"], ["a\udc80"], [""], ["\udc80", 1], [["a"]], []])
+def test_from_dict_refuses_a_list_of_anything_else(chars):
+    with pytest.raises(ValueError, match="not a CharTokenizer's data"):
+        CharTokenizer.from_dict({"type": "char", "chars": chars})
