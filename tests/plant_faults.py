@@ -53,14 +53,14 @@ CSRC = [
     # SGD
     ("sgd.pxi", "g + c.momentum * u if", "c.momentum * u if"),
     ("sgd.pxi", "1.0 if t == 1 else", "1.0 if t == 0 else"),
-    ("sgd.pxi", "self.moment = u", "pass"),
+    ("sgd.pxi", "self.momentum * self.moment + fabs(c.gain) * g", "fabs(c.gain) * g"),
     ("sgd.pxi", "u = 0.0 if fabs(u) < TINY else u", "pass"),
     # what every optimiser does
     ("optimizer.pxi", "if s.grad < self", "if False and s.grad < self"),
     ("optimizer.pxi", "if not isfinite(norm * norm):", "if not isfinite(norm):"),
     ("optimizer.pxi", "and not <uintptr_t>view.buf & 7", ""),
     ("optimizer.pxi", "fits = fits and view.shape[j] == <Py_ssize_t>shape[j]", "pass"),
-    ("optimizer.pxi", "if not 0.0 <= lr < INFINITY:", "if lr < 0.0:"),
+    ("optimizer.pxi", "if not 0.0 <= lr < INFINITY:", "if not lr < INFINITY:"),
     ("optimizer.pxi", "or self.look(lr)):", "or True):"),
     ("optimizer.pxi", "self.taken, self.moment = value, INFINITY", "self.taken = value"),
     ("optimizer.pxi", "PyBuffer_Release(&self.views[j])", "pass"),

@@ -246,6 +246,23 @@ def test_settings_too_large_are_refused_with_the_parameters_as_they_were(optimiz
     assert digest(opt, params) == before
 
 
+@pytest.mark.parametrize("make", [
+    lambda p: fl.Adam(params=p, weight_decay=1e100), lambda p: fl.SGD(params=p, weight_decay=1e100, lr=1e-200),
+    lambda p: fl.AdamW(params=p, weight_decay=1e100),
+])
+def test_parameters_are_looked_at_afresh_where_they_are_multiplied(make):
+    """They are the user's, who may have written to them since the last step."""
+    params = [np.zeros(9)]
+    opt = make(params)
+    for _ in range(3):
+        opt.step([np.full(9, 1e-120)])
+    params[0][4] = 1e308 if opt.decoupled else 1e60 if isinstance(opt, fl.Adam) else 1e300
+    before = digest(opt, params)
+    with pytest.raises(fl.DivergenceError, match="would not be finite"):
+        opt.step([np.full(9, 1e-120)])
+    assert digest(opt, params) == before
+
+
 def test_a_row_that_was_not_finite_before_is_left_to_its_owner():
     """Only what is finite can become otherwise: a parameter that never was does not stop the others."""
     p = np.array([math.nan, 1.0, -math.inf])
