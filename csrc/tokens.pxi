@@ -37,10 +37,6 @@ cdef class Data:
     cdef readonly Py_ssize_t n_examples
     cdef readonly Py_ssize_t longest        # predictions that an example gives at most
     cdef readonly bint windows              # the examples overlap, to be drawn at random
-    cdef readonly Py_ssize_t stride         # every stride-th example: together they hold each prediction once
-
-    def __cinit__(self):
-        self.stride = 1
 
     def __copy__(self):
         return self
@@ -83,7 +79,7 @@ cdef class TokenData(Data):
             if ids.shape[0] <= block_size:
                 raise ValueError(f"a text of {ids.shape[0]} tokens holds no window of {block_size} predictions")
             self.n_examples = ids.shape[0] - block_size
-            self.longest = self.stride = block_size
+            self.longest = block_size
             return
         self.n_examples = starts.shape[0] - 1
         if self.n_examples < 1 or starts[0] < 0 or starts[self.n_examples] >= ids.shape[0]:
@@ -92,6 +88,10 @@ cdef class TokenData(Data):
             if starts[i + 1] <= starts[i]:
                 raise ValueError(f"starts[{i + 1}] = {starts[i + 1]} must be greater than {starts[i]}")
             self.longest = max(self.longest, self.length(i))
+
+    def in_turn(self, const int64_t[::1] starts not None):
+        """The same ids as documents, which begin at `starts` (and end where the next begins); for evaluation."""
+        return TokenData(self.ids, starts, self.block_size)
 
     def __reduce__(self):
         return remade("TokenData", (as_array(self.ids), as_array(self.starts), self.block_size))

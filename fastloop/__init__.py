@@ -4,7 +4,7 @@ from . import callbacks, kernels, schedules
 from .config import get_num_threads, set_num_threads, show_config
 from .data import bigram_baseline, load_docs, load_text, split_docs
 from .diagnose import diagnose
-from .errors import CheckpointError, DataError, DivergenceError, FastloopError, OrderError
+from .errors import CheckpointError, DataError, DivergenceError, FastloopError, FastloopWarning, OrderError
 from .gradcheck import gradcheck
 from .history import History
 from .lr_find import lr_find
@@ -28,6 +28,7 @@ __all__ = [
     "DataError",
     "DivergenceError",
     "FastloopError",
+    "FastloopWarning",
     "History",
     "LinearRegression",
     "OrderError",

@@ -75,8 +75,8 @@ def diagnose(run):
     run: a History, or a Trainer after `fit`, of which the optimiser's moments are looked at too.  In a History of your
     own loop, filled by `append`, a column that was not given is left out of account.
     Returns a Diagnosis: a list of Finding, empty for a healthy run; print it to read it.  The names are diverging,
-    lr_too_large, lr_too_small, stalled, never_zeroed, exploding_gradients, vanishing_gradients, clipping, overfitting
-    and dead_rows.
+    lr_zero, lr_too_large, lr_too_small, stalled, never_zeroed, exploding_gradients, vanishing_gradients, clipping,
+    overfitting and dead_rows.
     Raises ValueError for a Trainer that has no history yet.
     """
     trainer = run if hasattr(run, "model") else None
@@ -86,8 +86,8 @@ def diagnose(run):
     finite = np.isfinite(history.loss) & ~np.isinf(history.norm)
     n = len(history) if finite.all() else int(np.argmin(finite))    # up to the first that is not
     view = _View(history, n)
-    findings = _not_finite(view)
-    if n >= ENOUGH_STEPS:
+    findings = _not_finite(view) or _zero(view)
+    if n >= ENOUGH_STEPS and view.lr.any():
         diverging = [] if findings else _diverging(view)
         # What the loss does follows from the gradients, where these were never zeroed.
         findings += _never_zeroed(view) or diverging + _too_large(view) + _flat(view) + _exploding(view)
@@ -154,6 +154,19 @@ def _not_finite(view):
     before = ", ".join(f"{norm:.3g}" for norm in norms) or "none"
     message = f"step {numbers['step']} gave a loss or gradient norm that is not finite (norms before it: {before})"
     return [Finding("diverging", _with_lr(view.largest_lr, message), numbers, CALM)]
+
+
+def _zero(view):
+    """Learning rates that are all 0, as after the end of a schedule: then the rest of the history says nothing."""
+    if not view.n or view.lr.any():
+        return []
+    start = view.history.start_step
+    message = f"the learning rate was 0 at all {view.n:,} steps, which began after step {start:,}: nothing was learnt"
+    advice = (
+        "Give the Trainer a schedule that takes its length from each fit, such as schedules.linear() without steps, or "
+        "one that is not at its end."
+    )
+    return [Finding("lr_zero", message, {"steps": view.n, "start_step": start}, advice)]
 
 
 def _diverging(view):

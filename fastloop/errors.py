@@ -5,6 +5,10 @@ class FastloopError(Exception):
     """Base of every exception that is fastloop's own."""
 
 
+class FastloopWarning(UserWarning):
+    """A run did what was asked for, and that is hardly what was meant; the message says what to do."""
+
+
 class OrderError(FastloopError, RuntimeError):
     """A move of the training step was called out of order; nothing was changed."""
 

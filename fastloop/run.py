@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from contextlib import suppress
 from math import inf
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from . import _core, schedules
 from .config import MAX_THREADS, get_num_threads
-from .errors import CheckpointError
+from .errors import CheckpointError, FastloopWarning
 from .history import History
 from .sampler import Sampler
 from .schedules import plain
@@ -109,20 +110,23 @@ class Run:
                     lrs = schedules.rates(lr, [factor(step) for step in steps])
                     losses, norms, clipped = np.empty(count), np.empty(count), np.empty(count, np.uint8)
                     indices, splits = self.sampler.take(done, count)
+                    at = trainer.steps, trainer.optimizer.t, len(history), history.predictions
                     before = time.perf_counter()
-                    taken = trainer.loop.run(
-                        batch, indices, splits, self.accumulate, lrs, clip_norm, losses, norms, clip_value, clipped
-                    )
-                    after = time.perf_counter()
-                    trainer.steps += taken
+                    chunk_of = data, indices, splits, losses, lrs, norms, clipped, before, began
+                    try:
+                        trainer.loop.run(
+                            batch, indices, splits, self.accumulate, lrs, clip_norm, losses, norms, clip_value, clipped
+                        )
+                        after = time.perf_counter()
+                    finally:
+                        # The handler of a signal may raise as compiled code comes back, or in the midst of the record.
+                        try:
+                            self.record(trainer, at, *chunk_of)
+                        finally:
+                            self.record(trainer, at, *chunk_of)
+                    taken = trainer.steps - at[0]
                     done += taken
-                    predictions = data.predictions(indices[: splits[taken * self.accumulate]])
-                    history.predictions += predictions
-                    pace.note(threads, after - before, predictions)
-                    history.extend(
-                        loss=losses[:taken], lr=lrs[:taken], norm=norms[:taken], clipped=clipped[:taken],
-                        seconds=before - began + (after - before) / count * np.arange(1, taken + 1),
-                    )
+                    pace.note(threads, after - before, history.predictions - at[3])
                     if taken < count:
                         history.stop_reason = "diverged"
                         trainer.diverged(losses[taken], norms[taken], lrs[taken], history.norm[-5:].tolist(), history)
@@ -147,15 +151,35 @@ class Run:
                 trainer.model.params.flat[:] = self.best_params
             if save:
                 trainer.save(save)
+        if len(history) and not history.lr.any():
+            warnings.warn(
+                f"the learning rate was 0 at all {len(history):,} steps of this fit, and nothing was learnt: "
+                f"{what_to_do(trainer, self.start)}", FastloopWarning, stacklevel=4,
+            )
+
+    def record(self, trainer, at, data, indices, splits, losses, lrs, norms, clipped, before, began):
+        """Put the steps that the compiled call took into the trainer and the history, unless they are there.
+
+        at: the trainer's steps, the optimiser's, rows and predictions of the history, all before that call.
+        """
+        now, history = time.perf_counter(), self.history
+        steps, t, rows, predictions = at
+        taken = trainer.optimizer.t - t
+        trainer.steps = steps + taken
+        if len(history) == rows and taken:
+            history.predictions = predictions + data.predictions(indices[: splits[taken * self.accumulate]])
+            history.extend(
+                loss=losses[:taken], lr=lrs[:taken], norm=norms[:taken], clipped=clipped[:taken],
+                seconds=before - began + (now - before) / len(lrs) * np.arange(1, taken + 1),
+            )
 
     def evaluate(self, trainer, validation, callbacks, save):
         """Evaluate, note whether it is the best so far, and stop where patience is at its end."""
         loss, done = trainer.evaluate(validation), trainer.steps - self.start
         self.history.evaluations.append((done, loss))
         if loss < (inf if self.best_loss is None else self.best_loss - self.min_delta):     # NaN never is
-            self.best_loss, self.best_step, self.stale = loss, done, 0
-            if self.restore_best:
-                self.best_params = trainer.model.params.flat.copy()
+            best = trainer.model.params.flat.copy() if self.restore_best else None
+            self.best_params, self.best_loss, self.best_step, self.stale = best, loss, done, 0
             if save:
                 trainer.save(best_path(save))
         else:
@@ -170,6 +194,16 @@ class Run:
         losses = self.history.loss
         if len(losses) >= 2 * n and abs(losses[-n:].mean() - losses[-2 * n : -n].mean()) < self.tol:
             trainer.stop("converged")
+
+
+def what_to_do(trainer, start):
+    """Against a learning rate of 0."""
+    if trainer.optimizer.lr == 0.0:
+        return "the optimizer's lr is 0"
+    return (
+        f"the schedule has come to its end (it counts the trainer's steps, of which {start:,} were taken before); one "
+        "made without a length, such as schedules.linear(), takes it from each fit: set trainer.schedule to it"
+    )
 
 
 def best_path(path):

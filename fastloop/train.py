@@ -11,6 +11,7 @@ import shlex
 import stat
 import sys
 import time
+import warnings
 
 import numpy as np
 
@@ -346,6 +347,8 @@ def run(args, given):
         train, val = train[: args.batch_size * args.grad_accum], None
     if args.resume:
         trainer = Trainer.load(args.resume)
+        if not isinstance(trainer.model, models.LanguageModel):     # though it has arguments of this command
+            raise errors.CheckpointError(f"{args.resume}: was not saved by this command; resume it from Python")
         before = lengthen(trainer, args.steps if "steps" in given else None, args.resume)
     else:
         trainer = make_trainer(args, train + (val or type(train)()), len(train))
@@ -422,6 +425,8 @@ def run(args, given):
         say_diagnosis(trainer, args, worse=True)
         raise
     seconds, steps = time.perf_counter() - began, trainer.steps - before
+    if not history.lr.any():
+        say("warning", "the learning rate was 0 at every step: nothing was learnt")
     if history.stop_reason != "finished":
         say("stopped", f"{history.stop_reason}, after step {len(history):,}")
     if history.evaluations:
@@ -657,7 +662,9 @@ def main(argv=None):
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = run(*parse(sys.argv[1:] if argv is None else argv))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", errors.FastloopWarning)     # `run` says it in its own way
+            status = run(*parse(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # or Python complains at exit

@@ -318,6 +318,8 @@ class Trainer:
         on_evaluate(trainer, step, loss), on_end(trainer), which is called whichever way the run ends.  One that raises
         ends the run after a whole step.
 
+        Where the learning rate was 0 at every step, and nothing could move, a FastloopWarning says so.
+
         Ctrl-C ends the run after a whole step, with history.interrupted.  Raises DivergenceError, whose parameters are
         those before the failing step, and OrderError in the middle of a step by hand.
         """
@@ -427,12 +429,18 @@ class Trainer:
 
     def evaluate(self, data, y=None):
         """The mean loss per prediction (nats per token) over all of the data, documents, a text, X and y or (X, y); the
-        parameters are not touched."""
+        parameters are not touched.
+
+        A text is read once from end to end, in windows of block_size that lie side by side; the last may be shorter.
+        """
         data, _ = self.prepare(data, y)
+        if data.windows:
+            last = data.n_examples + data.block_size - 1
+            data = data.in_turn(np.append(np.arange(0, last, data.block_size), last))
         loop = _core.variant.Loop(self.model.make_core(), None)
         batch = self.model.make_batch(data)
         total, predictions = 0.0, 0
-        examples = np.arange(0, data.n_examples, data.stride)
+        examples = np.arange(data.n_examples)
         size = max(1, EVALUATE_PREDICTIONS // data.longest)
         for first in range(0, len(examples), size):
             batch.take(examples[first : first + size], 1.0)

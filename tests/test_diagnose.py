@@ -89,7 +89,8 @@ def test_learning_rate_far_too_small(batch_size, lr):
 
 
 def test_learning_rate_of_zero():
-    assert names(diagnose(run(steps=300, lr=0.0))) == {"lr_too_small"}
+    with pytest.warns(fl.FastloopWarning, match="lr is 0"):
+        assert names(diagnose(run(steps=300, lr=0.0))) == {"lr_zero"}
 
 
 @pytest.mark.parametrize("batch_size, lr", [(1, 1.0), (1, 3.0), (32, 3.0), (1, 100.0)])

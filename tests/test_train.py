@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import fastloop as fl
-from fastloop import checkpoint
+from fastloop import checkpoint, train
 from fastloop.train import ALL_FLAGS, make_schedule, parse, sample_of
 
 COMMAND = [sys.executable, "-m", "fastloop.train"]
@@ -720,3 +720,18 @@ def test_the_package_itself_names_its_command():
     done = package("--steps", "3")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "fastloop: error: it takes no arguments; did you mean python -m fastloop.train --steps 3?\n"
+
+
+def test_a_learning_rate_of_0_is_said_in_a_line(capsys):
+    assert train.main(["--steps=3", "--lr=0", "--sample=0"]) == 0
+    out, err = capsys.readouterr()
+    assert "warning     the learning rate was 0 at every step: nothing was learnt\n" in out
+    assert err == ""
+
+
+def test_a_checkpoint_of_another_kind_of_model_is_not_resumed(tmp_path, capsys):
+    trainer = fl.Trainer(fl.LinearRegression(1))
+    trainer.notes = {"arguments": {}}
+    trainer.save(tmp_path / "run.npz")
+    assert train.main([f"--resume={tmp_path / 'run.npz'}"]) == 2
+    assert "was not saved by this command" in capsys.readouterr().err

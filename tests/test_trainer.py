@@ -918,3 +918,92 @@ def test_a_prompt_begins_every_document():
     for options in ({"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}):
         with pytest.raises(ValueError, match="top_"):
             model.generate(TOK, **options)
+
+
+@pytest.mark.parametrize("kind", [fl.BigramLM, fl.GPT])
+@pytest.mark.parametrize("n", [9, 15, 16, 17, 24])
+def test_evaluate_counts_every_prediction_of_a_text_once(kind, n):
+    """In windows that lie side by side, the last of them shorter."""
+    text = "the cat sat on the mat. ate"[: n + 1]
+    tok = fl.CharTokenizer([text + "z"])
+    trainer = fl.Trainer(kind(tok.vocab_size, block_size=8, init_std=0.5), tokenizer=tok)
+    ids = np.array(tok.encode(text))
+    losses = []
+    for first in range(0, n, 8):
+        for i in range(first, min(first + 8, n)):
+            logits = trainer.model.logits(ids[first : i + 1])[-1]
+            losses.append(np.log(np.exp(logits).sum()) - logits[ids[i + 1]])
+    assert len(losses) == n
+    assert trainer.evaluate(text) == pytest.approx(np.mean(losses), rel=1e-13)
+    assert trainer.evaluate(text[:-1] + "z") != trainer.evaluate(text)
+
+
+def test_a_fit_at_learning_rate_0_says_so(recwarn):
+    trainer = make(steps=20)
+    trainer.fit(DOCS, steps=20)
+    assert not recwarn
+    before = trainer.model.params.flat.copy()
+    with pytest.warns(fl.FastloopWarning, match=r"0 at all 20 steps .* 20 were .*schedules\.linear\(\)") as caught:
+        trainer.fit(DOCS, steps=20)
+    assert caught[0].filename == __file__
+    assert np.array_equal(trainer.model.params.flat, before)
+    assert [finding.name for finding in fl.diagnose(trainer)] == ["lr_zero"]
+    trainer.schedule = fl.schedules.linear()
+    trainer.fit(DOCS, steps=20)
+    assert not np.array_equal(trainer.model.params.flat, before)
+
+
+class Alarm(Exception):
+    pass
+
+
+def alarm(number, frame):
+    raise Alarm
+
+
+class AlarmAfter:
+    """The compiled loop, with an alarm just as its nth call comes back."""
+
+    def __init__(self, loop, n):
+        self.loop, self.left = loop, n
+
+    def __getattr__(self, name):
+        return getattr(self.loop, name)
+
+    def run(self, *arguments):
+        taken = self.loop.run(*arguments)
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGALRM)
+        return taken
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="the platform has no alarm")
+def test_an_alarm_that_raises_in_fit_loses_no_row_of_the_history():
+    previous = signal.signal(signal.SIGALRM, alarm)
+    try:
+        trainer = make()
+        trainer.loop = AlarmAfter(trainer.loop, 3)
+        with pytest.raises(Alarm):
+            trainer.fit(DOCS, steps=100, callbacks=[EachStep()])
+        assert trainer.steps == len(trainer.history) == trainer.optimizer.t == 3
+        predictions = make().fit(DOCS, steps=3).predictions
+        assert trainer.history.predictions == predictions
+        for k in range(40):         # wherever it strikes
+            trainer = make(schedule=fl.schedules.constant())
+            data, _ = trainer.prepare(DOCS)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.0005 * k)
+                trainer.fit(data, steps=10**7, callbacks=[EachStep()] if k % 2 else ())
+            except Alarm:
+                pass
+            steps = trainer.steps
+            assert steps == len(trainer.history or ()) == trainer.optimizer.t
+            if steps and k % 8 == 0:
+                other = make(schedule=fl.schedules.constant())
+                history = other.fit(DOCS, steps=steps)
+                assert np.array_equal(history.loss, trainer.history.loss)
+                assert np.array_equal(other.model.params.flat, trainer.model.params.flat)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)

@@ -79,8 +79,6 @@ class Data:
     def longest(self) -> int: ...
     @property
     def windows(self) -> bool: ...
-    @property
-    def stride(self) -> int: ...
     def predictions(
         self,
         indices: np.ndarray,    # const int64_t[::1]
@@ -98,6 +96,10 @@ class TokenData(Data):
     def block_size(self) -> int: ...
     @property
     def n_ids(self) -> int: ...
+    def in_turn(
+        self,
+        starts: np.ndarray,     # const int64_t[::1] (documents + 1,)
+    ) -> TokenData: ...
     def predictions(
         self,
         indices: np.ndarray,    # const int64_t[::1]
