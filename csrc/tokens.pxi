@@ -23,6 +23,9 @@ cdef class Batch:
     cdef readonly Py_ssize_t n_predictions      # losses that the model computes: tokens, or rows
     cdef tuple taken                            # (indices as bytes, total) that take was given, for a copy
 
+    def __repr__(self):
+        return f"<{type(self).__name__} of {self.n_examples:,} examples, {self.n_predictions:,} predictions>"
+
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
         """Make room for so many examples, so that fill need not allocate; return how many predictions they can give."""
         raise NotImplementedError
@@ -43,6 +46,9 @@ cdef class Data:
 
     def __deepcopy__(self, memo):
         return self
+
+    def __repr__(self):
+        return f"<{type(self).__name__} of {self.n_examples:,} examples>"
 
     def predictions(self, const int64_t[::1] indices not None):
         """How many predictions these examples give."""

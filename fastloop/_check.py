@@ -7,6 +7,7 @@ error shows what was given beside what is needed.
 import math
 import numbers
 import operator
+from functools import wraps
 from itertools import combinations, product
 
 import numpy as np
@@ -113,3 +114,44 @@ def choice(name, x, *choices):
 def seed(x):
     """x as the plain int that starts a random stream, or None, which starts one of its own each time."""
     return None if x is None else whole("seed", x, 0, MOST_SEED)
+
+
+# What other programs call some of the arguments here.
+ELSEWHERE = {
+    "learning_rate": "lr", "iterations": "steps", "max_iters": "steps", "max_steps": "steps", "num_steps": "steps",
+    "input": "data", "file": "data", "output": "save", "checkpoint": "save", "context_length": "block_size",
+    "hidden_size": "n_embd", "d_model": "n_embd", "embedding_dim": "n_embd", "layers": "n_layer", "heads": "n_head",
+    "val_split": "val_fraction", "val_data": "validation", "max_norm": "clip_norm", "max_grad_norm": "clip_norm",
+    "grad_clip": "clip_norm", "gradient_accumulation_steps": "grad_accum", "lr_scheduler": "schedule",
+    "random_state": "seed", "std": "init_std", "early_stopping": "patience",
+}
+
+
+def nearest(name, names):
+    """The one of names that is most like `name`, or like what other programs call it; None where none is."""
+    import difflib
+
+    others = {other: own for other, own in ELSEWHERE.items() if own in names}
+    near = difflib.get_close_matches(name, [*names, *others], n=1)
+    return others.get(near[0], near[0]) if near else None
+
+
+def names_nearest(function):
+    """A decorator: a keyword that the function does not take is refused with the name of the nearest that it takes."""
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+    @wraps(function)
+    def checked(*arguments, **keywords):
+        for name in keywords:
+            if name not in names:
+                near = nearest(name, names)
+                if near is None and nearest(name, ["lr"]):
+                    hint = "the optimizer has the learning rate: Adam(lr=0.01)"
+                else:
+                    hint = f"did you mean {near}?" if near else f"it takes {', '.join(names).removeprefix('self, ')}"
+                called = function.__qualname__.removesuffix(".__init__")
+                raise TypeError(f"{called} takes no argument {name}; {hint}")
+        return function(*arguments, **keywords)
+
+    return checked

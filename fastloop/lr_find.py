@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._check import number, whole
+from ._check import names_nearest, number, whole
 from .errors import DivergenceError
 from .trainer import Alone
 
@@ -31,6 +31,7 @@ class LRFinder:
         return f"<LRFinder of {seen}, {self.stop_reason}: {suggestion}>"
 
 
+@names_nearest
 def lr_find(
     trainer, data, y=None, *, lr_min=1e-6, lr_max=1.0, steps=100, batch_size=1, shuffle=None, seed=0, smoothing=0.9
 ):

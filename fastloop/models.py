@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from . import _core, arrays, checkpoint, extras
-from ._check import choice, number, whole
+from ._check import choice, names_nearest, number, whole
 from ._check import ids as check_ids
 from ._check import seed as checked_seed
 from .data import hold_out, pack
@@ -338,6 +338,7 @@ class BigramLM(LanguageModel):
 
     config_names = ("vocab_size", "n_embd", "block_size")
 
+    @names_nearest
     def __init__(self, vocab_size, n_embd=16, block_size=8, seed=42, init_std=0.08):
         self.vocab_size = V = whole("vocab_size", vocab_size)
         self.n_embd = D = whole("n_embd", n_embd)
@@ -368,6 +369,7 @@ class GPT(LanguageModel):
 
     config_names = ("vocab_size", "n_embd", "n_head", "n_layer", "block_size")
 
+    @names_nearest
     def __init__(self, vocab_size, n_embd=16, n_head=4, n_layer=1, block_size=16, seed=42, init_std=0.08):
         self.vocab_size = V = whole("vocab_size", vocab_size)
         self.n_embd = D = whole("n_embd", n_embd)
@@ -423,6 +425,7 @@ class MLP(Model):
     config_names = ("widths", "activation", "loss")
     n_evaluate = 1024       # rows predicted at a time
 
+    @names_nearest
     def __init__(self, widths, activation="relu", loss="mse", seed=42, init_std=None):
         if not hasattr(widths, "__iter__"):
             raise TypeError(f"widths = {widths!r}: needed is a list, such as [2, 16, 1]")
@@ -514,6 +517,7 @@ class LinearRegression(MLP):
 
     config_names = ("n_in", "n_out")
 
+    @names_nearest
     def __init__(self, n_in, n_out=1, seed=42, init_std=0.0):
         self.n_in, self.n_out = whole("n_in", n_in), whole("n_out", n_out)
         super().__init__([self.n_in, self.n_out], loss="mse", seed=seed, init_std=init_std)
@@ -528,6 +532,7 @@ class SoftmaxRegression(MLP):
 
     config_names = ("n_in", "n_classes")
 
+    @names_nearest
     def __init__(self, n_in, n_classes, seed=42, init_std=0.0):
         self.n_in, self.n_classes = whole("n_in", n_in), whole("n_classes", n_classes)
         super().__init__([self.n_in, self.n_classes], loss="cross_entropy", seed=seed, init_std=init_std)

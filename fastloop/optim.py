@@ -12,7 +12,7 @@ from numbers import Real
 import numpy as np
 
 from . import _core
-from ._check import array, flag, number
+from ._check import array, flag, names_nearest, number
 from .errors import DivergenceError
 from .params import Params
 
@@ -352,6 +352,7 @@ class Adam(Optimizer):
     hyper = ("betas", "eps")
     slots = ("exp_avg", "exp_avg_sq")
 
+    @names_nearest
     def __init__(self, params=None, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, *, no_decay=()):
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise TypeError(f"betas = {betas!r}; needed is a pair of numbers")
@@ -371,6 +372,7 @@ class AdamW(Adam):
 
     decoupled = True
 
+    @names_nearest
     def __init__(self, params=None, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, *, no_decay=()):
         super().__init__(params, lr, betas, eps, weight_decay, no_decay=no_decay)
 
@@ -387,6 +389,7 @@ class SGD(Optimizer):
 
     hyper = ("momentum", "dampening", "nesterov")
 
+    @names_nearest
     def __init__(
         self, params=None, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, *, no_decay=()
     ):

@@ -154,7 +154,7 @@ class Run:
         if len(history) and not history.lr.any():
             warnings.warn(
                 f"the learning rate was 0 at all {len(history):,} steps of this fit, and nothing was learnt: "
-                f"{what_to_do(trainer, self.start)}", FastloopWarning, stacklevel=4,
+                f"{what_to_do(trainer, self.start)}", FastloopWarning, stacklevel=5,
             )
 
     def record(self, trainer, at, data, indices, splits, losses, lrs, norms, clipped, before, began):

@@ -16,6 +16,7 @@ import warnings
 import numpy as np
 
 from . import __version__, checkpoint, config, data, errors, models, optim, schedules, tokenizer
+from ._check import nearest
 from .callbacks import JsonLog, Progress, TensorBoard
 from .diagnose import diagnose
 from .lr_find import lr_find
@@ -35,12 +36,6 @@ examples:
 
 exit status: 0 done, 1 the loss was no longer finite, 2 bad input, 130 Ctrl-C, 141 closed pipe
 """
-# What other programs call some of the flags.
-ELSEWHERE = {
-    "learning-rate": "lr", "iterations": "steps", "max-iters": "steps", "max-steps": "steps", "input": "data",
-    "file": "data", "output": "save", "checkpoint": "save", "context-length": "block-size", "hidden-size": "n-embd",
-    "layers": "n-layer", "heads": "n-head", "val-split": "val-fraction", "max-norm": "clip-norm",
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,10 +59,8 @@ class Parser(argparse.ArgumentParser):
 
 def did_you_mean(flag, dashes=""):
     """The end of a sentence that names the flag most like this one, if any is."""
-    import difflib
-
-    near = difflib.get_close_matches(flag, [*ALL_FLAGS, *ELSEWHERE], n=1)
-    return f"; did you mean {dashes}{ELSEWHERE.get(near[0], near[0])}?" if near else ""
+    near = nearest(flag.replace("-", "_"), [name.replace("-", "_") for name in ALL_FLAGS])
+    return f"; did you mean {dashes}{near.replace('_', '-')}?" if near else ""
 
 
 def at_least(low, kind=int):

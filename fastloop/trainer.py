@@ -13,7 +13,7 @@ from numbers import Real
 import numpy as np
 
 from . import _core, checkpoint, models, schedules
-from ._check import MOST_SEED, flag, number, whole
+from ._check import MOST_SEED, flag, names_nearest, number, whole
 from .errors import CheckpointError, DivergenceError, OrderError
 from .optim import OPTIMIZERS, Adam, Optimizer
 from .run import Pace, Run
@@ -50,7 +50,7 @@ class Trainer:
     fastloop.schedules (default constant).  clip_norm: largest global gradient norm, or None.  clip_value: largest
     magnitude of a single gradient, or None.  grad_accum: batches whose gradients are averaged before a step.
 
-    Attributes: steps (taken so far), history and total_steps (of the last fit), loop (the compiled step).
+    Attributes: steps (taken so far), lr (of the next step), history and total_steps (of the last fit), loop (the compiled step).
 
     One run at a time: while fit, resume or lr_find is at work on a model, another of them, a move by hand and
     load_state_dict raise OrderError, from a callback, another thread or another trainer of the model alike; a callback
@@ -58,6 +58,7 @@ class Trainer:
     copy.deepcopy) and pickled, model and optimiser with it; the copy goes on to the same bits.
     """
 
+    @names_nearest
     def __init__(
         self, model, optimizer=None, *, tokenizer=None, schedule=None, clip_norm=None, clip_value=None, grad_accum=1
     ):
@@ -291,6 +292,7 @@ class Trainer:
 
     # Many steps
 
+    @names_nearest
     def fit(
         self, data, y=None, *, steps=None, epochs=None, batch_size=1, shuffle=None, seed=0, validation=None,
         eval_every=None, patience=None, min_delta=0.0, restore_best=False, tol=None, log_every=None, callbacks=(),
@@ -362,6 +364,7 @@ class Trainer:
         run.history.cut = cut
         return self._go(run, data, validation, callbacks, log_every, save, save_every)
 
+    @names_nearest
     def resume(self, data, y=None, *, validation=None, log_every=None, callbacks=(), save=None, save_every=None):
         """Go on with the run that a loaded checkpoint (or Ctrl-C) was taken in; returns the whole History.
 
@@ -420,6 +423,17 @@ class Trainer:
     def best_step(self):
         """After how many of its steps that was."""
         return None if self._run is None else self._run.best_step
+
+    @property
+    def lr(self):
+        """The learning rate of the next step: the optimiser's lr, which may be set, times the schedule's factor.
+
+        Raises ValueError where the schedule takes its length from a fit that has not come yet.
+        """
+        if hasattr(self._schedule, "for_steps") and self._run is not None:
+            factor = schedules.plain(self._schedule.for_steps(self._run.steps))
+            return self.optimizer.lr * factor(self.steps - self._run.start)
+        return self._lr()
 
     def stop(self, reason):
         """End the running fit after this step, for that reason, a str; for callbacks."""

@@ -178,6 +178,8 @@ FASTLOOP = [
     ("_check.py", "(low < plain if above else low <= plain)", "(low <= plain)"),
     ("_check.py", "if isinstance(x, BOOLS) or not isinstance(x, kind):", "if not isinstance(x, kind):"),
     ("_check.py", "    return bool(x)", "    return x"),
+    ("_check.py", "return others.get(near[0], near[0]) if near", "return near[0] if near"),
+    ("trainer.py", "return self.optimizer.lr * factor(self.steps - self._run.start)", "return self._lr()"),
     ("trainer.py", 'setattr(self, name, number(name, getattr(self, name), 0.0, above=True))', "pass"),
     ("trainer.py", "if classes.get(kind.__name__) is not kind and", "if False and"),
     ("arrays.py", "(y >= n)", "(y > n)"),

@@ -166,3 +166,56 @@ def test_the_model_and_the_optimizer_the_wrong_way_round():
         fl.Trainer(3)
     with pytest.raises(TypeError, match="optimizer = 'adam' must be an optimizer"):
         fl.Trainer(fl.BigramLM(3), "adam")
+
+
+def trainer():
+    return fl.Trainer(fl.BigramLM(TOK.vocab_size), fl.Adam(lr=0.5), tokenizer=TOK, schedule=fl.schedules.linear(4))
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: fl.Adam(learning_rate=0.1), "Adam takes no argument learning_rate; did you mean lr?"),
+    (lambda: fl.SGD(momentun=0.1), "SGD takes no argument momentun; did you mean momentum?"),
+    (lambda: fl.GPT(9, n_heads=2), "GPT takes no argument n_heads; did you mean n_head?"),
+    (lambda: fl.GPT(9, d_model=32), "GPT takes no argument d_model; did you mean n_embd?"),
+    (lambda: fl.MLP([1, 1], activaton="relu"), "MLP takes no argument activaton; did you mean activation?"),
+    (lambda: fl.LinearRegression(1, std=1.0), "LinearRegression takes no argument std; did you mean init_std?"),
+    (lambda: fl.Trainer(fl.BigramLM(3), clip=1.0), "Trainer takes no argument clip; did you mean clip_norm?"),
+    (lambda: fl.Trainer(fl.BigramLM(3), learning_rate=1.0),
+     "Trainer takes no argument learning_rate; the optimizer has the learning rate: Adam(lr=0.01)"),
+    (lambda: trainer().fit(DOCS, num_steps=3), "Trainer.fit takes no argument num_steps; did you mean steps?"),
+    (lambda: trainer().fit(DOCS, zzz=3), "Trainer.fit takes no argument zzz; it takes data, y, steps, epochs,"),
+    (lambda: trainer().resume(DOCS, val_data=3), "Trainer.resume takes no argument val_data; did you mean validation?"),
+    (lambda: fl.lr_find(trainer(), DOCS, max_steps=3), "lr_find takes no argument max_steps; did you mean steps?"),
+])
+def test_a_keyword_of_another_name_is_told_the_nearest(call, message):
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert str(caught.value).startswith(message)
+
+
+def test_the_learning_rate_of_the_next_step_can_be_read():
+    one = trainer()
+    assert one.lr == 0.5
+    one.fit(DOCS, steps=1)
+    assert one.lr == 0.375
+    one.optimizer.lr = 1.0
+    assert one.lr == 0.75
+    one.schedule = fl.schedules.linear()
+    seen = []
+
+    class Look:
+        def on_step(self, trainer):
+            seen.append(trainer.lr)
+
+    history = one.fit(DOCS, steps=4, callbacks=[Look()])
+    assert seen == [0.75, 0.5, 0.25, 0.0] == [*history.lr[1:], 0.0]
+    with pytest.raises(ValueError, match="takes its length from fit"):
+        fl.Trainer(fl.BigramLM(3), schedule=fl.schedules.linear()).lr      # noqa: B018
+
+
+def test_batches_say_what_they_hold():
+    data, _ = trainer().prepare(DOCS)
+    assert repr(data) == "<TokenData of 4 examples>"
+    assert repr(trainer().batch(DOCS[:2])) == "<TokenBatch of 2 examples, 10 predictions>"
+    rows = fl.Trainer(fl.LinearRegression(1)).batch([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert repr(rows) == "<ArrayBatch of 3 examples, 3 predictions>"
