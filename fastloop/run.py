@@ -118,12 +118,11 @@ class Run:
                             batch, indices, splits, self.accumulate, lrs, clip_norm, losses, norms, clip_value, clipped
                         )
                         after = time.perf_counter()
-                    finally:
+                        self.record(trainer, at, *chunk_of)
+                    except BaseException:
                         # The handler of a signal may raise as compiled code comes back, or in the midst of the record.
-                        try:
-                            self.record(trainer, at, *chunk_of)
-                        finally:
-                            self.record(trainer, at, *chunk_of)
+                        self.record(trainer, at, *chunk_of)
+                        raise
                     taken = trainer.steps - at[0]
                     done += taken
                     pace.note(threads, after - before, history.predictions - at[3])

@@ -50,7 +50,8 @@ class Trainer:
     fastloop.schedules (default constant).  clip_norm: largest global gradient norm, or None.  clip_value: largest
     magnitude of a single gradient, or None.  grad_accum: batches whose gradients are averaged before a step.
 
-    Attributes: steps (taken so far), lr (of the next step), history and total_steps (of the last fit), loop (the compiled step).
+    Attributes: steps (taken so far), lr (of the next step), history and total_steps (of the last fit), loop (the
+    compiled step).
 
     One run at a time: while fit, resume or lr_find is at work on a model, another of them, a move by hand and
     load_state_dict raise OrderError, from a callback, another thread or another trainer of the model alike; a callback
