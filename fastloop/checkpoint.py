@@ -18,7 +18,7 @@ import numpy as np
 from ._check import MOST_SEED
 from .errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2      # 1 was that of development versions: without class labels, held-out share, checksum of validation
 MARK = b"fastloop sha256 "
 COMMENT = len(MARK) + 64
 META = "meta.json"

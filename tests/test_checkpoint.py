@@ -143,7 +143,7 @@ def test_a_file_with_any_bit_flipped_is_refused(small, tmp_path):
     path.write_bytes(small)
     arrays, meta = checkpoint.read(path)
     assert arrays["a"].tolist() == [0.0, 1.0, 2.0]
-    assert meta == {"format": 1, "x": 1}
+    assert meta == {"format": 2, "x": 1}
 
 
 def test_numpy_reads_the_arrays(tmp_path):
@@ -359,7 +359,7 @@ def test_classes_that_are_none_of_the_model_are_refused(tmp_path, classes):
     trainer = fl.Trainer(fl.SoftmaxRegression(2, 3))
     trainer.save(path)
     arrays, meta = checkpoint.read(path)
-    assert meta.pop("format") == 1
+    assert meta.pop("format") == 2
     assert meta["classes"] is None
     checkpoint.write(path, arrays, {**meta, "classes": classes})
     with pytest.raises(fl.CheckpointError, match="does not describe a trainer"):
