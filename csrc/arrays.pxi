@@ -67,12 +67,13 @@ cdef class ArrayBatch(Batch):
     def take(self, const int64_t[::1] indices not None, double total):
         """Fill with these rows; for a batch made by hand (fit fills in compiled code)."""
         cdef Py_ssize_t i, count = indices.shape[0]
+        check_free("take()", self.readers > 0)
         for i in range(count):
             if not 0 <= indices[i] < self.data.n_examples:
                 raise IndexError(f"indices[{i}] = {indices[i]} is outside [0, {self.data.n_examples})")
+        self.fills += 1
         self.reserve(count)
-        if count:
-            self.fill(&indices[0], count, total)
+        self.fill(&indices[0] if count else NULL, count, total)
         self.taken = bytes(indices), total
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:

@@ -7,6 +7,7 @@ cdef class Loop:
     cdef readonly Optimizer optimizer
     cdef Gate gate              # of the model, or None where the loop only evaluates
     cdef Buffer partial
+    cdef int64_t fills          # of the batch, when forward read it
     cdef readonly double loss   # of the last forward
     cdef readonly double norm   # of the last gradient, before clipping
 
@@ -45,17 +46,29 @@ cdef class Loop:
     def forward(self, Batch batch not None):
         self.enter("forward()")
         self.model.bind(batch, batch.n_predictions)
+        if batch.n_predictions == 0:
+            raise ValueError("the batch is empty: it has taken no examples")
+        self.fills = batch.fills
         self.model.busy = True
+        batch.readers += 1
         with nogil:
             self.loss = self.model.forward()
+        batch.readers -= 1
         self.model.busy = False
         return self.loss
 
     def backward(self):
+        cdef Batch batch = self.model.batch
         self.enter("backward()")
+        if batch is None or batch.fills != self.fills:
+            from fastloop.errors import OrderError
+
+            raise OrderError("backward() was called after take() has filled the batch anew, expected forward() of it")
         self.model.busy = self.model.add = True
+        batch.readers += 1
         with nogil:
             self.model.backward()
+        batch.readers -= 1
         self.model.busy = False
 
     def grad_norm(self):

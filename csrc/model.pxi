@@ -32,6 +32,30 @@ cdef class Gate:
             refuse(what, f"{self.run[0]} is running on this model in another thread")
 
 
+cdef class Alone:
+    """A context in which one run has a model to itself.
+
+    Compiled, since the handler of a signal, which may raise, is called between any two lines of Python: there is none
+    between closing the gate and entering the context.
+    """
+    cdef Gate gate
+    cdef str what
+    cdef bint closed
+
+    def __init__(self, Gate gate not None, str what not None):
+        self.gate, self.what = gate, what
+
+    def __enter__(self):
+        self.closed = self.gate.close(self.what)
+
+    def __exit__(self, *exception):
+        if self.closed:
+            self.gate.open()
+
+    def __reduce__(self):
+        return not_copied(self)
+
+
 cdef class Model:
     """Parameters and gradients as flat buffers, and the two passes over them.
 

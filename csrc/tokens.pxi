@@ -22,6 +22,8 @@ cdef class Batch:
     cdef readonly Py_ssize_t n_examples         # documents, or rows of X
     cdef readonly Py_ssize_t n_predictions      # losses that the model computes: tokens, or rows
     cdef tuple taken                            # (indices as bytes, total) that take was given, for a copy
+    cdef int64_t fills                          # calls of take: a backward pass reads what its forward pass read
+    cdef int readers                            # passes at work on it
 
     def __repr__(self):
         return f"<{type(self).__name__} of {self.n_examples:,} examples, {self.n_predictions:,} predictions>"
@@ -146,12 +148,13 @@ cdef class TokenBatch(Batch):
     def take(self, const int64_t[::1] indices not None, double total):
         """Fill with these documents; for a batch made by hand (fit fills in compiled code)."""
         cdef Py_ssize_t i, count = indices.shape[0]
+        check_free("take()", self.readers > 0)
         for i in range(count):
             if not 0 <= indices[i] < self.data.n_examples:
                 raise IndexError(f"indices[{i}] = {indices[i]} is outside [0, {self.data.n_examples})")
+        self.fills += 1
         self.reserve(count)
-        if count:
-            self.fill(&indices[0], count, total)
+        self.fill(&indices[0] if count else NULL, count, total)
         self.taken = bytes(indices), total
 
     def arrays(self):

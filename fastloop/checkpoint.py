@@ -28,10 +28,14 @@ META_LIMIT = 64 << 20       # bytes of JSON that are looked at; a tokenizer of a
 def write(path, arrays, meta):
     """Write arrays (dict of name -> array) and meta (JSON-able dict) to path, whole or not at all.
 
-    The new file is complete on disk before it takes the place of an old one.  Raises OSError, the old file untouched
+    The new file is complete on disk before it takes the place of an old one.  Raises ValueError for a meta that `read`
+    would refuse for its size, OSError, the old file untouched
     (but the new one in its place where only the last move failed, flushing their folder).
     """
     text = json.dumps({"format": FORMAT, **meta}, allow_nan=True).encode()
+    if len(text) > META_LIMIT:
+        size = f"{len(text):,} bytes, at most {META_LIMIT:,} are read"
+        raise ValueError(f"{path}: its description, notes with it, has {size}")
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{META: np.frombuffer(text, np.uint8)}, **arrays)
     # A zip archive ends with the length of its comment (none, so far) and the comment.

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from . import _core
 from ._check import names_nearest, number, whole
 from .errors import DivergenceError
-from .trainer import Alone
 
 BLOWN_UP = 4.0      # times the lowest smoothed loss: there the test ends
 
@@ -57,7 +57,7 @@ def lr_find(
     lr_max = number("lr_max", lr_max, lr_min, above=True)
     smoothing, steps = number("smoothing", smoothing, 0.0, 1.0), whole("steps", steps, 3)
     trainer._between_steps("lr_find()")
-    with Alone(trainer.model, "lr_find()"):
+    with _core.variant.Alone(trainer.model.gate, "lr_find()"):
         return _find(trainer, data, y, lr_min, lr_max, steps, batch_size, shuffle, seed, smoothing)
 
 
@@ -65,7 +65,15 @@ def _find(trainer, data, y, lr_min, lr_max, steps, batch_size, shuffle, seed, sm
     optimizer, params, first = trainer.optimizer, trainer.model.params.flat, trainer.steps
     # What fit rebinds is an attribute of the trainer; what it writes into is copied.
     attributes, state, values = dict(vars(trainer)), optimizer.state_dict(), params.copy()
+    optimizer.load_state_dict(state)        # what it would refuse afterwards, such as a moment that is NaN
     mean = SmoothedLoss(smoothing)
+
+    def put_back():
+        vars(trainer).update(attributes)        # in one call: without attributes there is no trainer
+        optimizer.load_state_dict(state)
+        params[:] = values
+        trainer.zero_grad()
+
     try:
         optimizer.lr = 1.0
         trainer.schedule = lambda step: lr_min * (lr_max / lr_min) ** ((step - first) / (steps - 1))
@@ -75,11 +83,11 @@ def _find(trainer, data, y, lr_min, lr_max, steps, batch_size, shuffle, seed, sm
     except DivergenceError as error:
         history = error.history
     finally:
-        vars(trainer).clear()
-        vars(trainer).update(attributes)
-        optimizer.load_state_dict(state)
-        params[:] = values
-        trainer.zero_grad()
+        # The handler of a signal may raise in the midst of it.
+        try:
+            put_back()
+        finally:
+            put_back()
     lrs, losses = history.lr.copy(), np.array(mean.values)
     return LRFinder(lrs, history.loss.copy(), losses, history.stop_reason, steepest(lrs, losses, mean.settled))
 

@@ -17,6 +17,7 @@ from .tokenizer import as_docs
 
 PREDICTIONS = 1024      # whose logits are computed at a time
 SIDE_BY_SIDE = 8        # documents that are generated at a time: what a compiled panel holds
+MOST_STD = 1e300        # with more, a draw could be infinite
 
 
 class Model:
@@ -27,16 +28,18 @@ class Model:
     """
 
     def __init__(self, shapes, seed, init_std):
-        seed, init_std = checked_seed(seed), number("init_std", init_std, 0.0)
+        seed, init_std = checked_seed(seed), number("init_std", init_std, 0.0, MOST_STD)
         self.params = Params(shapes)
         self.grads = Params(shapes)
         self._wire()
         self.params.flat[:] = np.random.default_rng(seed).normal(0.0, init_std, self.num_params)
 
     def __setattr__(self, name, value):
-        # Compiled passes and optimisers point into this buffer, and would not follow.
-        if name == "params" and name in vars(self):
-            raise AttributeError("params stays the model's own: write into it, model.params.flat[:] = values")
+        # Compiled passes and optimisers point into these buffers, and have copies of the sizes; they would not follow.
+        if name in ("params", "grads") and name in vars(self):
+            raise AttributeError(f"{name} stays the model's own: write into it, model.{name}.flat[:] = values")
+        if name in getattr(self, "config_names", ()) and name in vars(self):
+            raise AttributeError(f"{name} is fixed when a model is made; make a new one")
         super().__setattr__(name, value)
 
     def __getstate__(self):

@@ -100,7 +100,8 @@ class Run:
         trainer.stop_reason = history.stop_reason = None
         with Ending(trainer, callbacks):
             call(callbacks, "on_start", trainer)
-            with Interrupt() as interrupt, trainer._paces[self.batch_size * self.accumulate] as pace:
+            # Twice: where a signal's handler raises as the one ends, there is the other.
+            with Interrupt() as interrupt, interrupt, trainer._paces[self.batch_size * self.accumulate] as pace:
                 while (done := trainer.steps - self.start) < self.steps and trainer.stop_reason is None:
                     chunk_began = time.perf_counter()
                     count = 1 if every_step or (done == 0 and any(cadences)) else min(chunk, self.steps - done)
@@ -303,13 +304,18 @@ class Interrupt:
     Where the process ignores Ctrl-C, as a shell script's background jobs do, it goes on doing so.
     """
 
+    def __init__(self):
+        self.seen, self.previous = False, signal.getsignal(signal.SIGINT)
+        main = threading.current_thread() is threading.main_thread()
+        self.listens = main and self.previous != signal.SIG_IGN
+
     def __enter__(self):
-        self.seen = False
-        self.main = (
-            threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
-        )
-        if self.main:
-            self.previous = signal.signal(signal.SIGINT, self.note)
+        try:
+            if self.listens:
+                signal.signal(signal.SIGINT, self.note)
+        except BaseException:       # from another signal's handler: __exit__ will not be called
+            self.__exit__()
+            raise
         return self
 
     def note(self, number, frame):
@@ -317,5 +323,5 @@ class Interrupt:
         signal.signal(signal.SIGINT, self.previous)
 
     def __exit__(self, *exception):
-        if self.main and not self.seen:
+        if self.listens and signal.getsignal(signal.SIGINT) == self.note:
             signal.signal(signal.SIGINT, self.previous)

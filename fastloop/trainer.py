@@ -6,9 +6,11 @@ of the moves, the guard against divergence, and what is saved; the loop around t
 
 import copy
 import json
+import reprlib
 from collections import defaultdict
 from math import inf, isfinite
 from numbers import Real
+from operator import attrgetter
 
 import numpy as np
 
@@ -28,18 +30,13 @@ NEW = "making the Trainer"      # the model may hold gradients of another traine
 MADE_AS = {"model": "a model, such as BigramLM(27)", "optimizer": "an optimizer, such as Adam(lr=0.01)"}
 
 
-class Alone:
-    """A context in which one run has a model to itself; see Gate in csrc/model.pxi."""
+def _fixed(name, doc):
+    """A property that only __init__ sets: the compiled step would go on with the old one."""
 
-    def __init__(self, model, what):
-        self.gate, self.what = model.gate, what
+    def refuse(trainer, value):
+        raise AttributeError(f"{name} is fixed when a Trainer is made; make a new one: Trainer(model, optimizer)")
 
-    def __enter__(self):
-        self.closed = self.gate.close(self.what)
-
-    def __exit__(self, *exception):
-        if self.closed:
-            self.gate.open()
+    return property(attrgetter(f"_{name}"), refuse, doc=doc)
 
 
 class Trainer:
@@ -63,15 +60,15 @@ class Trainer:
     def __init__(
         self, model, optimizer=None, *, tokenizer=None, schedule=None, clip_norm=None, clip_value=None, grad_accum=1
     ):
-        self.model = model
-        self.optimizer = Adam() if optimizer is None else optimizer
+        self._model = model
+        self._optimizer = Adam() if optimizer is None else optimizer
         self.tokenizer = tokenizer
         self.schedule = schedules.constant() if schedule is None else schedule
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.grad_accum = grad_accum
-        self._check_settings()
         self.steps = 0
+        self._check_settings()
         self.history = None
         self.stop_reason = None
         self.total_steps = None
@@ -97,16 +94,20 @@ class Trainer:
                 setattr(self, name, number(name, getattr(self, name), 0.0, above=True))
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError(f"clip_norm = {self.clip_norm} and clip_value = {self.clip_value}: say one of them")
-        self.grad_accum = whole("grad_accum", self.grad_accum)
+        self.grad_accum, self.steps = whole("grad_accum", self.grad_accum), whole("steps", self.steps, 0)
         if not callable(self.schedule):
             raise TypeError(f"schedule must be a function of the step, got {self.schedule!r}")
         if schedules.is_maker(self.schedule):
             name = self.schedule.__name__
             raise TypeError(f"schedule = {name} makes a schedule: call it, {name}(...)")
 
+    model = _fixed("model", "The model that is trained; the compiled step is made for it and no other.")
+    optimizer = _fixed("optimizer", "The optimiser that trains it.")
+
     @property
     def schedule(self):
-        """The function of the step whose value multiplies the optimiser's lr; may be set between steps."""
+        """The function of the step whose value multiplies the optimiser's lr; may be set between steps by hand and
+        between runs.  A run keeps the one that it began with, as it does clip_norm, clip_value and grad_accum."""
         return self._schedule
 
     @schedule.setter
@@ -233,17 +234,23 @@ class Trainer:
             raise OrderError(f"step() was called after {self._stage}, expected backward(): {why}")
         lr = self._lr()
         # After clipping the norm is another, and what was clipped may have been written to since.
-        refused = self.loop.step(lr, self._finish_gradient()) if self._stage == BACKWARD else self.loop.step(lr)
+        stage, norm = self._stage, self._finish_gradient() if self._stage == BACKWARD else -1.0
+        # Before the call, at whose end the handler of a signal may raise: the step has been taken then.
+        self.steps, self._stage = self.steps + 1, STEPPED
+        try:
+            refused = self.loop.step(lr, norm)
+        except OrderError:
+            self.steps, self._stage = self.steps - 1, stage
+            raise
         if refused is not None:
+            self.steps, self._stage = self.steps - 1, stage
             self.diverged(self.loop.loss * self.grad_accum, refused, lr)
         self._norms = self._norms[-4:] + [self.loop.norm]
-        self.steps += 1
-        self._stage = STEPPED
         return lr
 
     def _lr(self):
         """The learning rate of the step at hand; NaN where the schedule gives no number."""
-        return schedules.rate(self.optimizer.lr, self._factor(self.steps))
+        return schedules.rate(self._optimizer.lr, self._factor(self.steps))
 
     def _finish_gradient(self):
         """The norm of the finished gradient, known to be finite."""
@@ -405,7 +412,7 @@ class Trainer:
             self._check_can_be_saved()
         if validation is not None:
             validation, _ = self.prepare(validation)
-        with Alone(self.model, "resume()" if run is self._run else "fit()"):
+        with _core.variant.Alone(self.model.gate, "resume()" if run is self._run else "fit()"):
             self._run, self.history, self.total_steps = run, run.history, run.steps
             run.history.interrupted = False
             ahead = self.steps - self.optimizer.t
@@ -507,7 +514,7 @@ class Trainer:
         try:
             json.dumps(self.notes)
         except (TypeError, ValueError, RecursionError) as error:
-            raise TypeError(f"notes = {self.notes!r:.200} cannot be saved as JSON: {error}") from None
+            raise TypeError(f"notes = {reprlib.repr(self.notes)} cannot be saved as JSON: {error}") from None
 
     @classmethod
     def load(cls, path, schedule=None):

@@ -190,3 +190,31 @@ def test_in_the_middle_of_a_step_it_is_refused_and_the_gradients_stay():
         fl.lr_find(trainer, DOCS)
     assert np.array_equal(trainer.model.grads.flat, before)
     assert before.any()
+
+
+def test_a_state_that_could_not_be_put_back_is_refused_before_the_test():
+    trainer = language()
+    trainer.fit(DOCS, steps=3)
+    trainer.optimizer.flats["exp_avg"].flat[5] = np.nan
+    params = trainer.model.params.flat.copy()
+    with pytest.raises(ValueError, match="exp_avg of tensor 0 is not finite"):
+        fl.lr_find(trainer, DOCS, steps=20)
+    assert trainer.model.params.flat.tobytes() == params.tobytes()
+    assert (trainer.optimizer.t, trainer.optimizer.lr) == (3, language().optimizer.lr)
+
+
+def test_a_signal_that_interrupts_putting_back_leaves_no_trace(monkeypatch):
+    trainer = language()
+    trainer.fit(DOCS, steps=3)
+    seen, load, calls = digest(trainer), fl.Adam.load_state_dict, []
+
+    def interrupted(optimizer, state):
+        calls.append(state)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        load(optimizer, state)
+
+    monkeypatch.setattr(fl.Adam, "load_state_dict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fl.lr_find(trainer, DOCS, steps=20)
+    assert digest(trainer) == seen

@@ -1,6 +1,7 @@
 """One run at a time on a model: what would change it meanwhile is refused, what looks at it is not."""
 
 import copy
+import signal
 import threading
 
 import numpy as np
@@ -286,3 +287,99 @@ def test_the_gate_names_the_first_of_two():
     assert gate.close("fit()")
     with pytest.raises(fl.OrderError, match=r"^lr_find\(\) was called while fit\(\) is running on this model"):
         gate.close("lr_find()")
+
+
+@pytest.mark.parametrize("indices", [[0], [0] * 100_000])
+def test_a_batch_that_is_filled_anew_needs_another_forward(indices):
+    for trainer, data in ((make(), (DOCS,)), (fl.Trainer(fl.MLP([1, 3, 1])), ([1.0, 2.0], [1.0, 2.0]))):
+        batch = trainer.batch(*data)
+        trainer.zero_grad()
+        trainer.forward(batch)
+        batch.take(np.array(indices), 1.0)
+        with pytest.raises(fl.OrderError, match=r"backward\(\) was called after take\(\) has filled the batch anew"):
+            trainer.backward()
+        assert not trainer.model.grads.flat.any()
+        trainer.forward(batch)
+        trainer.backward()
+
+
+def test_a_batch_is_not_filled_while_another_thread_reads_it():
+    trainer, ends = make(), threading.Event()
+    batch = trainer.batch(DOCS)
+
+    def fill():
+        refused = set()
+        while not ends.is_set():
+            for n in (50, 20_000):
+                try:
+                    batch.take(np.zeros(n, np.int64), 1.0)
+                except fl.OrderError as error:
+                    refused.add(str(error))
+        return refused
+
+    def read():
+        for _ in range(100):
+            trainer.zero_grad()
+            assert np.isfinite(trainer.forward(batch))
+        ends.set()
+
+    refused, _ = parallel(fill, read)
+    what = "take() was called while another Python thread is in a call on the same object, expected after its end"
+    assert refused <= {what}
+
+
+def test_a_batch_without_examples_has_no_loss():
+    trainer = make()
+    batch = trainer.model.make_batch(trainer.prepare(DOCS)[0])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the batch is empty"):
+            trainer.forward(batch)
+        batch.take(np.arange(3), 1.0)
+        assert trainer.forward(batch) > 0.0
+        batch.take(np.arange(0), 1.0)
+
+
+class Alarm(Exception):
+    pass
+
+
+def test_a_step_whose_end_a_signal_interrupts_has_been_taken():
+    class Loop:
+        def __init__(self, loop):
+            self.loop = loop
+
+        def __getattr__(self, name):
+            return getattr(self.loop, name)
+
+        def step(self, *arguments):
+            self.loop.step(*arguments)
+            raise Alarm     # as its handler does, before the line after the call
+
+    trainer = make()
+    trainer.forward(trainer.batch(DOCS))
+    trainer.backward()
+    trainer.loop = Loop(trainer.loop)
+    with pytest.raises(Alarm):
+        trainer.step()
+    assert trainer.steps == trainer.optimizer.t == 1
+    with pytest.raises(fl.OrderError, match=r"step\(\) was called after step\(\)"):
+        trainer.step()
+
+
+@pytest.mark.parametrize("call", range(4))
+def test_ctrl_c_is_the_users_own_again_where_a_signal_interrupts_fit(call, monkeypatch):
+    before, real, calls = signal.getsignal(signal.SIGINT), signal.signal, []
+
+    def interrupted(*arguments):
+        if call % 2:
+            real(*arguments)
+        calls.append(arguments)
+        if len(calls) == 1 + 2 * (call // 2):       # the first listens, the third restores
+            raise Alarm
+        return real(*arguments)
+
+    monkeypatch.setattr(signal, "signal", interrupted)
+    with pytest.raises(Alarm):
+        make().fit(DOCS, steps=3)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) == before

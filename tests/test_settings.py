@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import fastloop as fl
+from fastloop import checkpoint
 
 DOCS = ["anna", "otto", "hannah", "bob"]
 TOK = fl.CharTokenizer(DOCS)
@@ -219,3 +220,49 @@ def test_batches_say_what_they_hold():
     assert repr(trainer().batch(DOCS[:2])) == "<TokenBatch of 2 examples, 10 predictions>"
     rows = fl.Trainer(fl.LinearRegression(1)).batch([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     assert repr(rows) == "<ArrayBatch of 3 examples, 3 predictions>"
+
+
+def test_what_the_compiled_step_was_made_for_cannot_be_exchanged():
+    trainer = fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=TOK)
+    for name, value in (("model", fl.BigramLM(TOK.vocab_size)), ("optimizer", fl.SGD())):
+        with pytest.raises(AttributeError, match=f"{name} is fixed when a Trainer is made; make a new one"):
+            setattr(trainer, name, value)
+    model = trainer.model
+    with pytest.raises(AttributeError, match=r"grads stays the model's own: write into it, model.grads.flat"):
+        model.grads = model.params
+    for own in (model, fl.GPT(3), fl.MLP([1, 1]), fl.LinearRegression(1), fl.SoftmaxRegression(1, 2)):
+        for name in own.config:
+            with pytest.raises(AttributeError, match=f"{name} is fixed when a model is made; make a new one"):
+                setattr(own, name, 50)
+    trainer.fit(DOCS, steps=2)
+    assert trainer.steps == trainer.optimizer.t == 2
+
+
+def test_steps_that_no_file_can_hold_are_refused_before_the_work():
+    trainer = fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=TOK)
+    trainer.steps = -5
+    with pytest.raises(ValueError, match="steps = -5 must be an int of at least 0"):
+        trainer.fit(DOCS, steps=2)
+    assert trainer.optimizer.t == 0
+
+
+def test_notes_that_could_not_be_read_again_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "META_LIMIT", 5000)
+    trainer = fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=TOK)
+    trainer.save(tmp_path / "run.npz")
+    trainer.notes = "x" * 5000
+    with pytest.raises(ValueError, match=r"its description, notes with it, has .* bytes, at most 5,000 are read"):
+        trainer.save(tmp_path / "run.npz")
+    assert fl.Trainer.load(tmp_path / "run.npz").notes == {}
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    trainer.notes = nested
+    with pytest.raises(TypeError, match=r"notes = .* cannot be saved as JSON"):
+        trainer.save(tmp_path / "run.npz")
+
+
+def test_initial_weights_are_finite():
+    assert np.isfinite(fl.BigramLM(50, init_std=9e299).params.flat).all()
+    with pytest.raises(ValueError, match=r"init_std = 1e\+308 is outside"):
+        fl.MLP([1, 1], init_std=1e308)
