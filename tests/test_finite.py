@@ -150,6 +150,7 @@ def test_by_hand_a_step_is_whole_or_changes_nothing(made, param, grad, factor, c
         assert trainer.steps == opt.t
 
 
+@pytest.mark.filterwarnings("ignore::fastloop.FastloopWarning")     # of learning rates of 0
 @many
 @given(optimizers(), st.one_of(st.just(1.0), signed), schedules, st.sampled_from([None, "clip_norm", "clip_value"]),
        st.one_of(moderate, sizes).filter(lambda x: x > 0.0))
