@@ -5,6 +5,7 @@ on_chunk(trainer), on_step(trainer), on_end(trainer).  None of these has on_step
 code at every step.  How often on_log is called is fit's `log_every`, or an attribute `every` of the callback's own.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -97,7 +98,13 @@ class JsonLog:
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         if self.file is None:
             self.file = open(self.path, "a", encoding="utf-8", buffering=1)     # noqa: SIM115 -- closed by on_end
-        self.file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
+        try:
+            self.file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
+        except OSError as error:        # such as a full disk, which does not name the file
+            file, self.file = self.file, None
+            with contextlib.suppress(OSError):
+                file.close()
+            raise OSError(error.errno, error.strerror, os.fspath(self.path)) from None
 
     def mend(self):
         """End the last line, where a run that was killed left it open."""

@@ -139,7 +139,8 @@ def atomically(path, *parts):
     path = os.fsdecode(path)
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
-    temporary = f"{target}.{os.urandom(8).hex()}.tmp"       # of this call alone: other threads, processes, machines
+    # Of this call alone: other threads, processes, machines.  Cut, for a name has 255 bytes and this is the longer one.
+    temporary = os.path.join(folder, f"{os.path.basename(target)[:40]}.{os.urandom(8).hex()}.tmp")
     try:
         old = check_replaceable(path)
         with open(temporary, "xb") as file:
@@ -156,7 +157,7 @@ def atomically(path, *parts):
     except BaseException as error:
         if os.path.exists(temporary):
             os.remove(temporary)
-        if isinstance(error, OSError) and error.filename == temporary:
+        if isinstance(error, OSError) and error.filename in (temporary, None):
             raise OSError(error.errno, error.strerror, path) from None      # the name that the user knows
         raise
     # The rename itself is on disk once its folder is.  Windows cannot open one.
@@ -196,8 +197,11 @@ def read(path):
         raise CheckpointError(f"{path}: damaged: its checksum does not match its {len(data):,} bytes")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            if any(entry.compress_type for entry in archive.zip.infolist()):
+            parts = archive.zip.infolist()
+            if any(part.compress_type for part in parts):
                 raise ValueError("its parts are compressed, and could be of any size")
+            if sum(part.file_size for part in parts) > len(data):
+                raise ValueError("its parts overlap, and together could be of any size")
             arrays = {name: archive[name] for name in archive.files}
         text = arrays.pop(META).tobytes()
         if len(text) > META_LIMIT:

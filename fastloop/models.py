@@ -235,7 +235,7 @@ class LanguageModel(Model):
         n, temperature, seed = whole("n", n, 0), number("temperature", temperature, 0.0), checked_seed(seed)
         if top_k is not None:
             top_k = whole("top_k", top_k)
-        if top_p is not None and number("top_p", top_p, 0.0, above=True) > 1.0:
+        if top_p is not None and not 0.0 < number("top_p", top_p) <= 1.0:
             raise ValueError(f"top_p = {top_p} is outside (0, 1]")
         if tokenizer.vocab_size > self.vocab_size:
             raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {self.vocab_size}")

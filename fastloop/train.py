@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         for name, value in vars(found).items():
             flag = name.replace("_", "-")
             # [] is what some versions of argparse make of --save=--; an empty variable of a script gives "".
-            if value == [] or (value == "" and flag in FLAGS["files"]):
+            if value == [] or (value == "" and (flag in FLAGS["files"] or flag == "data")):
                 self.error(f"argument --{flag}: expected one argument")
         return found
 
@@ -233,11 +233,15 @@ def read_config(path):
 
 def table_as_arguments(table, path):
     """The flags of the file at `path` as they would be typed; DataError for a key that is no flag."""
-    arguments = []
+    arguments, keys = [], {}
     for key, value in table.items():
         flag = key.replace("_", "-")
-        if flag not in ALL_FLAGS or flag == "config":
+        if flag == "config":
+            raise errors.DataError(f"{path}: {key!r} cannot stand in a file: one configuration does not read another")
+        if flag not in ALL_FLAGS:
             raise errors.DataError(f"{path}: {key!r} is not a flag of this command{did_you_mean(flag)}")
+        if keys.setdefault(flag, key) != key:
+            raise errors.DataError(f"{path}: {keys[flag]!r} and {key!r} are the same flag: say one of them")
         if isinstance(value, bool) != (ALL_FLAGS[flag][0] is bool) or isinstance(value, (list, dict)):
             raise errors.DataError(f"{path}: {key} = {value!r} is not what --{flag} takes")
         arguments.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag}={value}")
@@ -291,11 +295,14 @@ def make_trainer(args, docs, n_train):
     else:
         make = optim.AdamW if args.optimizer == "adamw" else optim.Adam
         optimizer = make(lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, **decay)
-    steps = args.steps or args.epochs * -(-n_train // (args.batch_size * args.grad_accum))
     return Trainer(
-        model, optimizer, tokenizer=tok, schedule=make_schedule(args, steps), clip_norm=args.clip_norm,
-        clip_value=args.clip_value, grad_accum=args.grad_accum,
+        model, optimizer, tokenizer=tok, schedule=make_schedule(args, length_in_steps(args, n_train)),
+        clip_norm=args.clip_norm, clip_value=args.clip_value, grad_accum=args.grad_accum,
     )
+
+
+def length_in_steps(args, n_train):
+    return args.steps or args.epochs * -(-n_train // (args.batch_size * args.grad_accum))
 
 
 def load_data(args):
@@ -554,6 +561,8 @@ def say_diagnosis(trainer, args, worse):
 
 def dry_run(trainer, train_data, args, say):
     """One step, described, and the configuration; nothing is written.  All of it together is a file for --config."""
+    if hasattr(trainer.schedule, "for_steps"):      # the first step is one of the whole run
+        trainer.schedule = trainer.schedule.for_steps(length_in_steps(args, train_data.n_examples))
     history = trainer.fit(train_data, steps=1, batch_size=args.batch_size, seed=args.seed)
     for name, shape in trainer.model.params.shapes.items():
         say("tensor", f"{name} {' x '.join(map(str, shape))}")

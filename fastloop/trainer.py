@@ -18,7 +18,7 @@ from . import _core, checkpoint, models, schedules
 from ._check import MOST_SEED, flag, names_nearest, number, whole
 from .errors import CheckpointError, DivergenceError, OrderError
 from .optim import OPTIMIZERS, Adam, Optimizer
-from .run import Pace, Run
+from .run import Pace, Run, best_path
 from .tokenizer import CharTokenizer
 
 EVALUATE_PREDICTIONS = 1024      # at a time
@@ -409,6 +409,8 @@ class Trainer:
         if save is not None:
             save = checkpoint.check_path("save", save)
             checkpoint.check_folder(save)
+            if validation is not None:
+                checkpoint.check_folder(best_path(save))
             self._check_can_be_saved()
         if validation is not None:
             validation, _ = self.prepare(validation)

@@ -1,7 +1,9 @@
 """Fixtures that several test files share."""
 
 import importlib
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,10 @@ from fastloop import _core, kernels
 # A job in the background of a script, as CI may be, inherits that Ctrl-C is ignored, and so would what it starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Every Python that a test starts, wherever, has the fastloop of this one, though it may be found in this folder alone.
+paths = [str(Path(fl.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
 @pytest.fixture(params=_core.supported)

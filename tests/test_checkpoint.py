@@ -1,9 +1,12 @@
 """Checkpoints: everything comes back, a resumed run has the same bits, and a damaged file is refused."""
 
+import io
 import os
 import stat
+import struct
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -167,6 +170,21 @@ def test_a_pickle_is_never_loaded(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_parts_that_overlap_are_refused_though_the_checksum_is_right(tmp_path):
+    """One part under many names, so that a small file would fill the memory."""
+    path = tmp_path / "run.npz"
+    checkpoint.write(path, {"a": np.zeros(1000)}, {})
+    buffer = io.BytesIO(path.read_bytes()[: -checkpoint.COMMENT - 2] + b"\0\0")
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.filelist += archive.filelist[-1:] * 50
+        archive.comment = b"x"
+        archive.comment = b""
+    body = buffer.getvalue()[:-2] + struct.pack("<H", checkpoint.COMMENT)
+    path.write_bytes(body + checkpoint.MARK + checkpoint.digest(body))
+    with pytest.raises(fl.CheckpointError, match="its parts overlap"):
+        checkpoint.read(path)
+
+
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 def test_an_error_while_writing_leaves_the_old_file(call, tmp_path, monkeypatch):
     path = tmp_path / "run.npz"
@@ -179,9 +197,11 @@ def test_an_error_while_writing_leaves_the_old_file(call, tmp_path, monkeypatch)
         monkeypatch.setattr(checkpoint, "digest", fail)
     else:
         monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OSError, match="space"):
+    with pytest.raises(OSError, match="space") as caught:
         checkpoint.write(path, {"a": np.ones(2)}, {"old": False})
     monkeypatch.undo()
+    if call != "write":         # in which the file is not met yet
+        assert caught.value.filename == str(path)
     assert checkpoint.read(path)[1]["old"] is True
     assert os.listdir(tmp_path) == ["run.npz"]
 
@@ -191,6 +211,26 @@ def test_where_no_file_can_be_made_the_error_names_the_file_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         checkpoint.write(path, {}, {})
     assert str(caught.value) == f"[Errno 2] No such file or directory: {str(path)!r}"
+
+
+def test_a_name_as_long_as_a_name_can_be_is_saved_to(tmp_path):
+    for name in ("x" * 251 + ".npz", "\u00e4" * 125 + ".npz"):
+        make().save(tmp_path / name)
+        fl.Trainer.load(tmp_path / name)
+        assert os.listdir(tmp_path) == [name]
+        os.remove(tmp_path / name)
+
+
+@pytest.mark.parametrize("odd", ["too long", "folder"])
+def test_where_the_best_cannot_be_saved_fit_says_so_before_the_first_step(odd, tmp_path):
+    name = "x" * 251 if odd == "too long" else "run"
+    if odd == "folder":
+        (tmp_path / "run.best.npz").mkdir()
+    trainer = make()
+    with pytest.raises(OSError, match=r"too long|Is a directory") as caught:
+        fit(trainer, save=tmp_path / f"{name}.npz")
+    assert caught.value.filename == str(tmp_path / f"{name}.best.npz")
+    assert trainer.steps == 0
 
 
 WRITERS = {

@@ -196,6 +196,9 @@ def test_a_configuration_file_says_what_flags_say(tmp_path):
         ("steps = [1]", "steps = [1] is not what --steps takes"),
         ("shuffle = 1", "shuffle = 1 is not what --shuffle takes"),
         ("steps = ", "run.toml: "),
+        ("n_embd = 8\nn-embd = 4", "run.toml: 'n_embd' and 'n-embd' are the same flag: say one of them"),
+        ("config = 'x.toml'", "run.toml: 'config' cannot stand in a file"),
+        ("data = ''", "run.toml: argument --data: expected one argument"),
     ],
 )
 def test_a_bad_configuration_is_one_line_and_status_2(text, message, tmp_path):
@@ -281,6 +284,22 @@ def test_a_dry_run_counts_the_memory(optimizer, memory, tmp_path):
     assert f"memory      {memory * 8 * 2048 * (27 + 8 + 27) / 2**20:.2f} MiB" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("flags", [
+    ("--steps=50", "--warmup=3"), ("--epochs=1", "--warmup=9"),
+    ("--steps=50", "--warmup=3", "--schedule=warmup_stable_decay"),
+])
+def test_the_step_of_a_dry_run_is_the_first_of_the_whole_run(flags, capsys):
+    assert train.main(["--dry-run", *flags]) == 0, capsys.readouterr().err
+    assert train.main(["--dry-run", *flags, "--warmup=5000"]) == 2      # as without --dry-run
+    assert "5000" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_said_with_the_name_of_the_file(capsys):
+    assert train.main(["--steps=3", "--log=/dev/full"]) == 2
+    assert capsys.readouterr().err == "fastloop-train: error: /dev/full: No space left on device\n"
+
+
 def test_the_command_line_overrules_the_files_length(tmp_path):
     (tmp_path / "run.toml").write_text("epochs = 1")
     assert "20/20" in run("--config", "run.toml", "--steps", 20, cwd=tmp_path).stdout
@@ -352,11 +371,11 @@ def test_a_saved_run_has_its_best_beside_it(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_the_log_goes_into_a_pipe_too(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    command = [*COMMAND, "--steps", "30", "--log-every", "10", "--quiet", "--log", "pipe"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path)
-    with open(tmp_path / "pipe") as pipe:
+    # Not waiting for a writer, who may never come; the pipe holds all that is written.
+    with open(os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)) as pipe:
+        done = run("--steps", 30, "--log-every", 10, "--quiet", "--log", "pipe", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
         events = [json.loads(line)["event"] for line in pipe]
-    assert process.wait(timeout=60) == 0
     assert [e for e in events if e != "evaluate"] == ["start", "log", "log", "log", "log", "end"]
 
 

@@ -915,9 +915,11 @@ def test_a_prompt_begins_every_document():
         model.generate(TOK, prompt="annaanna")
     with pytest.raises(fl.DataError, match="'!'"):
         model.generate(TOK, prompt="an!")
-    for options in ({"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}):
-        with pytest.raises(ValueError, match="top_"):
-            model.generate(TOK, **options)
+    for top_p in (0.0, 1.1):
+        with pytest.raises(ValueError, match=rf"top_p = {top_p} is outside \(0, 1\]"):
+            model.generate(TOK, top_p=top_p)
+    with pytest.raises(ValueError, match="top_k"):
+        model.generate(TOK, top_k=0)
 
 
 @pytest.mark.parametrize("kind", [fl.BigramLM, fl.GPT])

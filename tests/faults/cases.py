@@ -72,15 +72,9 @@ def state(trainer):
     return h.hexdigest()
 
 
-def environment():
-    """Variables for another Python with the fastloop of this process."""
-    path = [str(Path(fl.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-
-
 def python(*arguments, timeout=120, **options):
     """Run another Python on these arguments."""
-    options = {"capture_output": True, "text": True, "env": environment(), **options}
+    options = {"capture_output": True, "text": True, **options}
     return subprocess.run([sys.executable, *map(str, arguments)], timeout=timeout, **options)
 
 

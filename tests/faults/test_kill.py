@@ -37,7 +37,7 @@ def traced(folder, *options):
     command = ["strace", "-f", "-o", log, *[word for path in paths for word in ("-P", path)], *options]
     done = subprocess.run(
         [*map(str, command), sys.executable, "-c", WRITE, str(paths[1])],
-        capture_output=True, text=True, timeout=60, env=cases.environment(),
+        capture_output=True, text=True, timeout=60,
     )
     return done.returncode, done.stderr, log.read_text()
 
@@ -120,7 +120,7 @@ def test_a_command_that_is_ended_goes_on_to_the_same_bits(name, tmp_path):
     path = tmp_path / "run.npz"
     process = subprocess.Popen(
         [sys.executable, "-m", "fastloop.train", *map(str, flags), "--save", path, "--save-every", "100"],
-        env=cases.environment(), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )
     cases.wait_for(path.exists)
     process.send_signal(name)
