@@ -305,23 +305,25 @@ class Interrupt:
     """
 
     def __init__(self):
-        self.seen, self.previous = False, signal.getsignal(signal.SIGINT)
+        self.seen, self.previous, self.listens = False, signal.getsignal(signal.SIGINT), False
         main = threading.current_thread() is threading.main_thread()
-        self.listens = main and self.previous != signal.SIG_IGN
+        self.due = main and self.previous != signal.SIG_IGN     # there is what to listen to, and then to give back
 
     def __enter__(self):
-        try:
-            if self.listens:
+        if self.due and not self.listens:
+            self.listens = True
+            try:
                 signal.signal(signal.SIGINT, self.note)
-        except BaseException:       # from another signal's handler: __exit__ will not be called
-            self.__exit__()
-            raise
+            except BaseException:       # from another signal's handler: __exit__ will not be called
+                self.__exit__()
+                raise
         return self
 
     def note(self, number, frame):
         self.seen = True
-        signal.signal(signal.SIGINT, self.previous)
+        self.__exit__()
 
     def __exit__(self, *exception):
-        if self.listens and signal.getsignal(signal.SIGINT) == self.note:
+        if self.due:
             signal.signal(signal.SIGINT, self.previous)
+            self.due = False

@@ -266,7 +266,7 @@ FASTLOOP = [
     ("trainer.py", '"steps", self.steps, 0)', '"steps", self.steps, -9)'),
     ("checkpoint.py", "if len(text) > META_LIMIT:\n        size", "if False:\n        size"),
     ("run.py", "as interrupt, interrupt, trainer", "as interrupt, trainer"),
-    ("run.py", "            self.__exit__()\n", ""),
+    ("run.py", "                self.__exit__()\n", ""),
     ("trainer.py", "== BACKWARD else -1.0", "== BACKWARD else self.loop.norm"),
     ("trainer.py", "return total / predictions", "return total / len(examples)"),
     ("trainer.py", 'trainer.notes = t, meta["steps"],', "trainer.notes = t, 0,"),
