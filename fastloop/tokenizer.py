@@ -14,6 +14,8 @@ def as_docs(docs):
         raise TypeError(f"docs is one str, not a list of documents; say [text], or text.split('\\n'): {docs[:40]!r}")
     if isinstance(docs, dict) or hasattr(docs, "columns"):
         raise TypeError(f"docs is a {type(docs).__name__}, not a list of documents: say which column, docs[...]")
+    if not hasattr(docs, "__iter__"):
+        raise TypeError(f"docs = {docs!r:.80} is a {type(docs).__name__}, not a list of documents")
     docs = list(docs)
     if set(map(type, docs)) - {str}:
         for i, doc in enumerate(docs):
@@ -124,7 +126,7 @@ class CharTokenizer:
             raise ValueError(f"{path}: its metadata hold no tokenizer; save_safetensors(path, tokenizer) puts it there")
         try:
             return cls.from_dict(json.loads(text))
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: its metadata hold no tokenizer that is known here ({error})") from error
 
     def __eq__(self, other):

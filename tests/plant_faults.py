@@ -219,6 +219,8 @@ FASTLOOP = [
     ("models.py", "ends = np.cumsum([", "ends = np.add(1, ["),
     ("models.py", "if found[:2] != ([V, D], [T, D]) or", "if"),
     ("tokenizer.py", "return cls.from_dict(json.loads(text))", "return cls([text])"),
+    ("tokenizer.py", "AttributeError, RecursionError) as error:", "AttributeError) as error:"),
+    ("tokenizer.py", 'if not hasattr(docs, "__iter__"):', "if False:"),
     # optimisers
     ("optim.py", "if norm is None:", "if False:"),
     ("optim.py", "self._core.t = self._t\n        self.model", "self.model"),

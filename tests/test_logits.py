@@ -166,7 +166,7 @@ def test_metadata_that_do_not_fit_are_refused_before_memory_is_asked_for(change,
 
 @pytest.mark.parametrize("text, words", [
     (None, "its metadata hold no tokenizer"), ("{", "Expecting"), (json.dumps({"type": "bpe"}), "not a CharTokenizer"),
-    ("[]", "hold no tokenizer that is known here"),
+    ("[]", "hold no tokenizer that is known here"), ("[" * 9999, "recursion"),
 ])
 def test_a_file_without_a_tokenizer_brings_none(text, words, tmp_path):
     numpy = pytest.importorskip("safetensors.numpy", reason="the extra safetensors is not installed")

@@ -90,6 +90,12 @@ def test_one_str_is_not_a_list_of_documents(tokenizer):
         tokenizer.encode_docs("anna\nbob")
 
 
+@pytest.mark.parametrize("docs", [None, 3])
+def test_what_is_no_list_at_all_is_named(docs):
+    with pytest.raises(TypeError, match=f"docs = {docs} is a .*, not a list of documents"):
+        CharTokenizer(docs)
+
+
 def test_one_str_gives_its_characters():
     assert CharTokenizer("banana\ncab") == CharTokenizer(["banana\ncab"])
     with pytest.raises(ValueError, match="docs has no characters"):
