@@ -28,6 +28,11 @@ cdef class Loop:
             self.gate.check(move)
         return 0
 
+    cdef inline int check_optimizer(self) except -1:
+        if self.optimizer is None:
+            raise TypeError("a Loop that was made without an optimizer takes no steps")
+        return 0
+
     def zero_grad(self):
         self.enter("zero_grad()")
         self.zero()
@@ -105,6 +110,7 @@ cdef class Loop:
         None, or where the step would have written something not finite, and was not taken, the norm.
         """
         cdef bint stepped
+        self.check_optimizer()
         self.enter("step()")
         check_free("step()", self.optimizer.busy)
         self.model.busy = self.optimizer.busy = True
@@ -137,6 +143,7 @@ cdef class Loop:
         cdef Py_ssize_t steps = lrs.shape[0], s, j, outside, longest = 0
         cdef double total, loss = 0.0, norm = 0.0, scale, largest
         cdef bint finite = True
+        self.check_optimizer()
         if splits.shape[0] != steps * accumulate + 1 or splits[splits.shape[0] - 1] > indices.shape[0]:
             raise ValueError(f"{splits.shape[0]} splits of {indices.shape[0]} examples for {steps} steps")
         if losses.shape[0] < steps or norms.shape[0] < steps:

@@ -485,13 +485,10 @@ def sample_of(train, n, block_size, seed):
 
 def check_files(args):
     """Refuse before the work files that would take each other's place, and what could not be written after it."""
-    if args.export:
-        models.safetensors()
     if args.plot:
         from .plot import check_format, with_ending
 
         args.plot = with_ending(args.plot)
-        check_format(args.plot)
     flags = [flag for flag, (kind, *_) in FLAGS["files"].items() if kind is str and vars(args)[flag] is not None]
     files = [("--data", args.data or data.NAMES), *((f"--{flag}", vars(args)[flag]) for flag in flags)]
     if args.save:
@@ -517,6 +514,10 @@ def check_files(args):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
             except OSError as error:
                 raise ValueError(f"{name} {path}: cannot be written: {error.strerror}") from None
+    if args.export:
+        models.safetensors()
+    if args.plot:
+        check_format(args.plot)
 
 
 def identity(path):
@@ -669,7 +670,7 @@ def main(argv=None):
             status = run(*parse(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # or Python complains at exit
+        silence_stdout()
         return 141
     except (errors.DivergenceError, FloatingPointError) as error:
         return complain(prog, error, 1)
@@ -696,7 +697,16 @@ def complain(prog, error, status):
     if isinstance(error, OSError) and error.filename is not None:
         error = f"{error.filename}: {error.strerror}"
     print(f"{prog}: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        silence_stdout()
     return status
+
+
+def silence_stdout():
+    """Let go of what cannot be written, or Python complains of it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

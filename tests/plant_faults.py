@@ -127,6 +127,7 @@ CSRC = [
     ("mlp.pxi", "v8_max(zero, v8_add(v8_load(z + n * ld), b))", "v8_max(v8_add(v8_load(z + n * ld), b), zero)"),
     ("mlp.pxi", "outputs * 8)\n            if i > 0", "outputs * 8 - 8)\n            if i > 0"),
     # the loop: clipping, what is not finite, accumulation, zeroing
+    ("loop.pxi", "if self.optimizer is None:", "if False:"),
     ("loop.pxi", "clip_norm / norm if norm > clip_norm else 1.0", "clip_norm / norm"),
     ("loop.pxi", "isfinite(norm) and isfinite(largest * largest)", "isfinite(norm)"),
     ("loop.pxi", "finite = isfinite(loss)", "finite = True"),
@@ -298,6 +299,7 @@ FASTLOOP = [
     ("checkpoint.py", "os.remove(temporary)", "pass"),
     ("checkpoint.py", "if found != FORMAT:", "if False:"),
     ("checkpoint.py", "os.urandom(8).hex()", "os.getpid()"),
+    ("train.py", "    except OSError:\n        silence_stdout()", "    except OSError:\n        pass"),
     ("train.py", "if keys.setdefault(flag, key) != key:", "if False:"),
     ("train.py", "trainer.schedule = trainer.schedule.for_steps(length_in_steps(args, train_data.n_examples))", "pass"),
     ("callbacks.py", "error.strerror, os.fspath(self.path)) from None", "error.strerror) from None"),

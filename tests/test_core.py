@@ -20,11 +20,13 @@ def tokens(variant, T=3):
 
 def bigram(variant, optimizer=None, V=3, D=2, T=3):
     params, grads = F((2 * V + T) * D), F((2 * V + T) * D)
+    if optimizer == "sgd":
+        optimizer = variant.SGD([params], [[]], [0.0], [grads], 0.0, 0.0, False)
     return variant.Loop(variant.Bigram(params, grads, V, D, T), optimizer)
 
 
-def run(variant, splits, steps=1, accumulate=1, losses=None, clipped=None, batch=None, indices=(0, 1)):
-    loop = bigram(variant)
+def run(variant, splits, steps=1, accumulate=1, losses=None, clipped=None, batch=None, indices=(0, 1), optimizer="sgd"):
+    loop = bigram(variant, optimizer)
     batch = variant.TokenBatch(tokens(variant)) if batch is None else batch
     losses = F(steps) if losses is None else losses
     indices, splits = np.array(indices, np.int64), np.array(splits)
@@ -82,6 +84,8 @@ REFUSED = {
     "room for clipped": (lambda c: run(c, [0, 1], clipped=np.zeros(0, np.uint8)), ValueError, "clipped (0)"),
     "a step of nothing": (lambda c: run(c, [0, 1, 1], 2), ValueError, "step 1 has no examples"),
     "more than memory": (lambda c: run(c, [0, 2**57, 2], accumulate=2), MemoryError, "values of 8 bytes"),
+    "steps without an optimizer": (lambda c: run(c, [0, 1], optimizer=None), TypeError, "without an optimizer"),
+    "a step without one": (lambda c: bigram(c).step(0.1), TypeError, "without an optimizer"),
     "work per thread": (lambda c: c.set_work_per_thread(0), ValueError, "n = 0 must be at least 1"),
     "a batch of no kind": (lambda c: run(c, [0, 1], batch=c.Batch()), NotImplementedError, ""),
     "a model of no kind": (lambda c: c.Loop(c.Model(F(1), F(1)), None).forward(c.Batch()), NotImplementedError, ""),

@@ -705,8 +705,11 @@ def test_closed_standard_streams_are_no_reason_to_fail(closed, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_an_output_that_is_full_is_one_line_and_status_2(tmp_path):
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}       # what is buffered comes up again at exit
     with open("/dev/full", "w") as full:
-        done = subprocess.run(COMMAND, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=60)
+        done = subprocess.run(
+            COMMAND, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, timeout=60
+        )
     assert (done.returncode, done.stderr) == (2, "fastloop-train: error: [Errno 28] No space left on device\n")
 
 
