@@ -1,11 +1,12 @@
 """The bits of training, as hashes: what a change of the code's form must leave alone.
 
     python tests/bits.py > before.json
-    python tests/bits.py --against before.json      # after the change: says what differs; exit status 1 if anything does
+    python tests/bits.py --against before.json      # afterwards: says what differs (exit status 1)
 
 For every instruction set that this CPU runs: the parameters, moments and losses of 200 steps of every model under every
 optimiser, with clipping, accumulation, epochs and windows of a text among them; the arrays of a checkpoint; what models
-generate, predict and evaluate to; every kernel's output.  The hashes hold for one machine (CPU and C library), not for another.
+generate, predict and evaluate to; every kernel's output.  The hashes hold for one machine (CPU and C library), and not
+for another.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def runs():
 
     shapes = {
         "bigram-wide": (lambda: fl.BigramLM(cases.TOK.vocab_size, n_embd=27, block_size=12), (cases.DOCS,)),
-        "gpt-wide": (lambda: fl.GPT(cases.TOK.vocab_size, n_embd=72, n_head=3, n_layer=2, block_size=20), (cases.DOCS,)),
+        "gpt-wide": (lambda: fl.GPT(cases.TOK.vocab_size, 72, n_head=3, n_layer=2, block_size=20), (cases.DOCS,)),
         "mlp-deep": (lambda: fl.MLP([3, 17, 45, 3], "relu", "cross_entropy"), (cases.X, cases.CLASSES)),
     }
     settings = {
@@ -102,7 +103,8 @@ def kernels(fl, np):
             fl.kernels.adam_step(dhead, head, m, v, lr=0.01, beta1=0.9, beta2=0.99, eps=1e-8, t=t, weight_decay=0.1,
                                  decoupled=t % 2 == 0, grad_scale=0.7)
         norm = fl.kernels.grad_norm(dhead.reshape(-1))
-        found[f"kernels {N} {V} {D}"] = digest(x, logits, losses, loss, dlogits, dx, dhead, dwte, dwpe, head, m, v, norm)
+        outputs = (x, logits, losses, loss, dlogits, dx, dhead, dwte, dwpe, head, m, v, norm)
+        found[f"kernels {N} {V} {D}"] = digest(*outputs)
     return found
 
 
@@ -110,7 +112,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", metavar="FILE", help="hashes printed before")
     parser.add_argument("--isa", action="append", help="only this instruction set (may be given again)")
-    parser.add_argument("--threads", default="1,3", help="numbers of threads, each of which must give the same (default 1,3)")
+    parser.add_argument("--threads", default="1,3", help="which must all give the same (default 1,3)")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -123,7 +125,8 @@ def main():
     for isa in args.isa or _core.supported:
         for threads in args.threads.split(","):
             environment = {**os.environ, "FASTLOOP_ISA": isa, "FASTLOOP_NUM_THREADS": threads}
-            out = subprocess.run([sys.executable, __file__, "--one"], env=environment, check=True, stdout=subprocess.PIPE)
+            command = [sys.executable, __file__, "--one"]
+            out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
             hashes = {f"{isa} {name}": value for name, value in json.loads(out.stdout).items()}
             for name in hashes.keys() & found.keys():
                 if hashes[name] != found[name]:
