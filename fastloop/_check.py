@@ -73,13 +73,12 @@ def separate(outputs, inputs):
             raise ValueError(f"{a} and {b} overlap in memory; an output needs memory of its own")
 
 
-def number(name, x, low=-math.inf, high=math.inf, *, above=False, kind=numbers.Real):
-    """x as a plain float (of kind Integral: int) in [low, high), or in (low, high) where `above`; NaN never is, nor is
-    True a number."""
-    if isinstance(x, BOOLS) or not isinstance(x, kind):
-        raise TypeError(f"{name} = {x!r} is a {type(x).__name__}; needed is a number ({kind.__name__.lower()})")
+def number(name, x, low=-math.inf, high=math.inf, *, above=False):
+    """x as a plain float in [low, high), or in (low, high) where `above`; NaN never is, nor is True a number."""
+    if isinstance(x, BOOLS) or not isinstance(x, numbers.Real):
+        raise TypeError(f"{name} = {x!r} is a {type(x).__name__}; needed is a number (real)")
     try:
-        plain = int(x) if kind is numbers.Integral else float(x)
+        plain = float(x)
     except OverflowError:       # an int that no float can hold
         plain = math.inf if x > 0 else -math.inf
     if not (low < plain if above else low <= plain) or not plain < high:
@@ -89,9 +88,10 @@ def number(name, x, low=-math.inf, high=math.inf, *, above=False, kind=numbers.R
 
 def whole(name, x, low=1, high=2**63):
     """x, an int or what stands for one (NumPy's), as a plain int in [low, high)."""
-    if isinstance(x, BOOLS) or not hasattr(x, "__index__"):
-        raise TypeError(f"{name} = {x!r} must be an int of at least {low}")
-    plain = operator.index(x)
+    try:
+        plain = operator.index(None if isinstance(x, BOOLS) else x)
+    except TypeError:
+        raise TypeError(f"{name} = {x!r} must be an int of at least {low}") from None
     if not low <= plain < high:
         raise ValueError(f"{name} = {plain} must be an int of at least {low}" + f" and below {high}" * (plain >= high))
     return plain

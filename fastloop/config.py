@@ -6,6 +6,7 @@ import sys
 import numpy as np
 
 from . import _core
+from ._check import whole
 
 MAX_THREADS = 1024
 
@@ -23,10 +24,7 @@ def set_num_threads(n):
     parent's cannot be let go of, which is a RuntimeError (only with old compilers).
     """
     global _num_threads
-    if not isinstance(n, int) or isinstance(n, bool):
-        raise TypeError(f"the number of threads must be an int, got {n!r}")
-    if not 1 <= n <= MAX_THREADS:
-        raise ValueError(f"the number of threads must be from 1 to {MAX_THREADS}, got {n}")
+    n = whole("n", n, 1, MAX_THREADS + 1)
     if n > 1 and _stuck:
         raise RuntimeError(f"{n} threads in this forked child would wait for its parent's for ever; needed is 1, or a "
                            "child that is started by spawn")

@@ -1,11 +1,11 @@
 """Documents: read, split, packed for a model, and scored by counting.  Tokenizers are in tokenizer.py."""
 
-import operator
 import os
 import random
 
 import numpy as np
 
+from ._check import MOST_SEED, whole
 from ._core import variant
 from .errors import DataError
 from .tokenizer import as_docs
@@ -71,7 +71,7 @@ def split_docs(docs, fraction, seed):
     docs: list of str, at least one.  fraction: of the documents, in [0, 1); their number is rounded to the nearest
     whole one, so that few documents can give an empty val.  seed: int; equal seeds give equal splits everywhere.
     Returns (train, val), two lists in the order of docs; each document is in exactly one of them.
-    Raises ValueError for a fraction out of range and where no document would be left to train on.
+    Raises ValueError for a fraction or seed out of range and where no document would be left to train on.
     """
     docs = as_docs(docs)
     chosen = choose(len(docs), fraction, seed, "documents")
@@ -88,7 +88,7 @@ def choose(n, fraction, seed, what):
     if n_val == n:
         raise ValueError(f"fraction = {fraction} of {n} {what} leaves none to train on")
     # The standard library's generator: its stream is fixed for all versions, and importing numpy.random takes 15 ms.
-    rng = random.Random(operator.index(seed))
+    rng = random.Random(whole("seed", seed, 0, MOST_SEED))
     keys = [rng.random() for _ in range(n)]
     return sorted(sorted(range(n), key=keys.__getitem__)[:n_val])
 
@@ -114,7 +114,7 @@ def pack(docs, tokenizer, block_size):
     Returns (data, n_cut): a TokenData, and how many documents give more than `block_size` predictions, and are cut.
     Raises ValueError for a block_size below 1; for the rest as `tokenizer.encode_docs` does.
     """
-    block_size = _checked(block_size)
+    block_size = whole("block_size", block_size)
     if isinstance(docs, str):
         return variant.TokenData(_stream(docs, tokenizer), None, block_size), 0
     ids, starts = tokenizer.encode_docs(docs)
@@ -146,7 +146,7 @@ def bigram_baseline(train, val=None, *, tokenizer, block_size):
 
 def _pairs(docs, tokenizer, block_size):
     """The predictions of docs, cut to block_size, as (N,) int64: V * (the id that is seen) + the id to predict."""
-    block_size = _checked(block_size)
+    block_size = whole("block_size", block_size)
     if isinstance(docs, str):
         ids = _stream(docs, tokenizer).astype(np.int64)
         return ids[:-1] * tokenizer.vocab_size + ids[1:]
@@ -160,10 +160,3 @@ def _stream(text, tokenizer):
     """The ids of one text, without the BOS on either side."""
     ids, _ = tokenizer.encode_docs([text])
     return ids[1:-1]
-
-
-def _checked(block_size):
-    block_size = operator.index(block_size)
-    if block_size < 1:
-        raise ValueError(f"block_size = {block_size} is less than 1")
-    return block_size

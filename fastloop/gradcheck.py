@@ -1,14 +1,14 @@
 """Is the gradient right?  Analytic gradients against numerical ones, for fastloop's models and for users' own."""
 
 import math
-import numbers
 import warnings
 from collections.abc import Mapping
 
 import numpy as np
 
 from . import _core
-from ._check import number
+from ._check import number, whole
+from ._check import seed as checked_seed
 
 EPS = float(np.finfo(np.float64).eps)
 COMPLEX_STEP = 1e-30
@@ -79,8 +79,8 @@ def gradcheck(model_or_loss, batch_or_params, grads=None, *, tol=None, samples=N
     if tol is not None:
         number("tol", tol, 0.0)
     if samples is not None:
-        number("samples", samples, 1, kind=numbers.Integral)
-    rng = np.random.default_rng(seed)
+        samples = whole("samples", samples)
+    rng = np.random.default_rng(checked_seed(seed))
     if hasattr(model_or_loss, "make_core"):
         if grads is not None:
             raise TypeError("one of fastloop's models computes its gradients itself; grads serves a loss function")

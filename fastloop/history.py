@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 
+from ._check import whole
+
 FORMAT = "fastloop.history.1"       # in every JSON file; a reader of another layout refuses it
 
 
@@ -75,7 +77,7 @@ class History:
 
     def mean_loss(self, window=100):
         """The mean loss of the last `window` steps, or of all where there are fewer."""
-        return float(self.loss[-window:].mean())
+        return float(self.loss[-whole("window", window) :].mean())
 
     # For the eye
 
@@ -87,8 +89,7 @@ class History:
         """
         if window is None:
             window = max(1, self._size // 20)
-        if window < 1:
-            raise ValueError(f"window = {window} must be at least 1")
+        window = whole("window", window)
         finite = np.isfinite(self.loss)
         last = np.arange(1, self._size + 1)
         first = np.maximum(last - window, 0)
@@ -106,8 +107,7 @@ class History:
         Each character is the mean of its share of the steps; `x` marks a share without a finite loss.  ascii: for
         terminals without block characters.  An empty run gives an empty string.
         """
-        if width < 1:
-            raise ValueError(f"width = {width} must be at least 1")
+        width = whole("width", width)
         marks = "_.-=+*#@" if ascii else "▁▂▃▄▅▆▇█"
         if self._size == 0:
             return ""

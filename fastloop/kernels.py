@@ -14,11 +14,9 @@ arrays will do, and whatever NumPy can view without a copy, such as a CPU torch 
 Sizes: N tokens, which may be 0; D embedding width, V vocabulary, T positions.
 """
 
-import numbers
-
 import numpy as np
 
-from ._check import array, ids, number, separate
+from ._check import array, ids, number, separate, whole
 from ._core import variant
 
 
@@ -199,7 +197,7 @@ def adam_step(
     number("beta1", beta1, 0, 1)
     number("beta2", beta2, 0, 1)
     number("eps", eps, 0, above=True)
-    number("t", t, 1, 2**63, kind=numbers.Integral)
+    t = whole("t", t)
     number("weight_decay", weight_decay, 0)
     number("grad_scale", grad_scale, above=True)
     variant.adam_step(

@@ -7,12 +7,11 @@ The same object serves a model under a Trainer (`fl.Adam(lr=0.01)`) or the user'
 import copy
 import sys
 from itertools import pairwise
-from numbers import Real
 
 import numpy as np
 
 from . import _core
-from ._check import array, flag, names_nearest, number
+from ._check import array, flag, names_nearest, number, whole
 from .errors import DivergenceError
 from .params import Params
 
@@ -303,11 +302,9 @@ def _steps(name, value):
     """A number of steps, as an int: torch counts in tensors of float32."""
     if getattr(value, "shape", None) == ():
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}, needed is a whole number")
-    if not 0 <= value <= MAX_STEPS or value != int(value):
-        raise ValueError(f"{name} is {value!r}, needed is a whole number in [0, 2**53]")
-    return int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return whole(name, value, 0, MAX_STEPS + 1)
 
 
 def _count_changes(tensors):

@@ -243,8 +243,8 @@ def test_what_is_not_a_number_is_wrong(bad, function):
     ((lambda params: params["b"], PARAMS, PARAMS), {}, ValueError, r"loss returned an array of shape \(2,\)"),
     ((loss, [], []), {}, ValueError, "params hold no element to check"),
     ((loss, PARAMS, PARAMS), {"tol": -1.0}, ValueError, "tol = -1.0 is outside"),
-    ((loss, PARAMS, PARAMS), {"samples": 0}, ValueError, "samples = 0 is outside"),
-    ((loss, PARAMS, PARAMS), {"samples": 2.5}, TypeError, "samples = 2.5 is a float"),
+    ((loss, PARAMS, PARAMS), {"samples": 0}, ValueError, "samples = 0 must be an int of at least 1"),
+    ((loss, PARAMS, PARAMS), {"samples": 2.5}, TypeError, "samples = 2.5 must be an int"),
 ])
 def test_wrong_arguments(arguments, options, error, words):
     with pytest.raises(error, match=words):
