@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import time
 
 import numpy as np
@@ -222,3 +223,9 @@ def _plain(array):
         return array.tolist()
     names = {np.inf: "Infinity", -np.inf: "-Infinity"}
     return [x if np.isfinite(x) else names.get(x, "NaN") for x in array.tolist()]
+
+
+def with_ending(path):
+    """The file name of a picture that was asked for under this one."""
+    path = os.fsdecode(path)
+    return path if os.path.splitext(path)[1] else f"{path}.png"

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from . import checkpoint, extras
+from .history import with_ending
 
 Figure = extras.load("matplotlib.figure", "plot", "a picture of the run").Figure
 FigureCanvasAgg = extras.load("matplotlib.backends.backend_agg", "plot", "a picture of the run").FigureCanvasAgg
@@ -56,12 +57,6 @@ def plot(history, path=None, baseline=None, figure=None):
         figure.savefig(picture, dpi=150, format=os.path.splitext(path)[1][1:].lower())
         checkpoint.atomically(path, picture.getbuffer())
     return figure
-
-
-def with_ending(path):
-    """The file name that is written for this one."""
-    path = os.fsdecode(path)
-    return path if os.path.splitext(path)[1] else f"{path}.png"
 
 
 def check_format(path):

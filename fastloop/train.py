@@ -19,6 +19,7 @@ from . import __version__, checkpoint, config, data, errors, models, optim, sche
 from ._check import nearest
 from .callbacks import JsonLog, Progress, TensorBoard
 from .diagnose import diagnose
+from .history import with_ending
 from .lr_find import lr_find
 from .run import best_path
 from .trainer import Trainer
@@ -486,8 +487,6 @@ def sample_of(train, n, block_size, seed):
 def check_files(args):
     """Refuse before the work files that would take each other's place, and what could not be written after it."""
     if args.plot:
-        from .plot import check_format, with_ending
-
         args.plot = with_ending(args.plot)
     flags = [flag for flag, (kind, *_) in FLAGS["files"].items() if kind is str and vars(args)[flag] is not None]
     files = [("--data", args.data or data.NAMES), *((f"--{flag}", vars(args)[flag]) for flag in flags)]
@@ -517,6 +516,8 @@ def check_files(args):
     if args.export:
         models.safetensors()
     if args.plot:
+        from .plot import check_format
+
         check_format(args.plot)
 
 
