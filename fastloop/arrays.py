@@ -1,12 +1,20 @@
 """Arrays X and y as the models over arrays read them: copied, then checked; class labels become ids."""
 
+from __future__ import annotations
+
 import numbers
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._core import variant
 from .data import choose
 from .errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from ._types import Array, Floats, Ints
 
 SHOWN = 10      # labels in a message
 
@@ -20,7 +28,9 @@ ADVICE = {
 }
 
 
-def pack_arrays(X, y, n_in, n_out, of_classes, classes=None):
+def pack_arrays(
+    X: ArrayLike, y: ArrayLike | None, n_in: int, n_out: int, of_classes: bool, classes: Array | None = None
+) -> tuple[variant.ArrayData, Array | None]:
     """(ArrayData, classes): X and y in the layout that the compiled models read, over copies of them, so that it never
     changes; and the classes' labels in the order of their ids.
 
@@ -39,14 +49,16 @@ def pack_arrays(X, y, n_in, n_out, of_classes, classes=None):
     return variant.ArrayData(X, None, ids), classes
 
 
-def is_pair(value):
+def is_pair(value: object) -> bool:
     """Whether it is X and y in one: a tuple of two, or a list of two arrays (lists could be two rows of X)."""
     if isinstance(value, list):
         return len(value) == 2 and all(getattr(part, "ndim", 0) for part in value)
     return isinstance(value, tuple) and len(value) == 2
 
 
-def hold_out(X, y, share, seed):
+def hold_out(
+    X: ArrayLike, y: ArrayLike, share: float, seed: int
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Set a random share of the rows aside: (X, y) to train on, (X, y) for validation, each in the order given."""
     X, y = np.asarray(X), np.asarray(y)
     held = np.zeros(len(X), bool)
@@ -56,7 +68,7 @@ def hold_out(X, y, share, seed):
     return (X[~held], y[~held]), (X[held], y[held])
 
 
-def class_ids(y, n, classes=None):
+def class_ids(y: ArrayLike, n: int, classes: Array | None = None) -> tuple[Ints, Array]:
     """(ids (N,) int64, classes (n,)): the labels y (N,) as places in `classes`, the n distinct labels.
 
     Without classes: integers are ids in [0, n), and two classes of bool are False and True; other labels, str or float,
@@ -94,7 +106,7 @@ def class_ids(y, n, classes=None):
     return ids, classes
 
 
-def as_classes(labels, n):
+def as_classes(labels: ArrayLike, n: int) -> Array:
     """The labels of n classes, as the user names them, as an array (n,); raises where they are not n distinct ones."""
     classes = _labels("classes", labels)
     if len(classes) != n or len(np.unique(classes)) != n:
@@ -102,11 +114,11 @@ def as_classes(labels, n):
     return classes
 
 
-def _shown(labels):
+def _shown(labels: Array) -> str:
     return ", ".join(map(repr, labels[:SHOWN].tolist())) + (", ..." if len(labels) > SHOWN else "")
 
 
-def _read(name, value):
+def _read(name: str, value: Any) -> Array:
     """Whatever NumPy makes an array of, but for what it would misread."""
     if hasattr(value, "toarray"):
         raise TypeError(f"{name} is a sparse {type(value).__name__}, needed is a dense array: {name}.toarray()")
@@ -124,7 +136,7 @@ def _read(name, value):
         raise TypeError(f"{name} cannot be read as an array: {error}") from None
 
 
-def _odd(name, array, kind):
+def _odd(name: str, array: Array, kind: type[object]) -> str | None:
     """Of an array of objects the first that is not of that kind, in words, or None."""
     for place, item in np.ndenumerate(array):
         if not isinstance(item, kind):
@@ -133,7 +145,7 @@ def _odd(name, array, kind):
     return None
 
 
-def _matrix(name, value, columns):
+def _matrix(name: str, value: ArrayLike, columns: int) -> Floats:
     array = _read(name, value)
     if array.dtype.kind not in "iub" and (array.dtype.kind != "f" or array.dtype.itemsize > 8):
         if array.dtype.kind == "O":
@@ -155,7 +167,7 @@ def _matrix(name, value, columns):
     return array
 
 
-def _labels(name, value):
+def _labels(name: str, value: ArrayLike) -> Array:
     """A copy of labels (N,) as integers, bool, float64 or str."""
     array = np.array(_read(name, value))
     if array.dtype.kind in "OT" or (array.dtype.kind == "U" and not isinstance(value, np.ndarray)):

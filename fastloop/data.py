@@ -1,7 +1,11 @@
 """Documents: read, split, packed for a model, and scored by counting.  Tokenizers are in tokenizer.py."""
 
+from __future__ import annotations
+
 import os
 import random
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,10 +14,15 @@ from ._core import variant
 from .errors import DataError
 from .tokenizer import as_docs
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ._types import Ints, Number, Path, Tokenizer, Whole
+
 NAMES = os.path.join(os.path.dirname(__file__), "names.txt")
 
 
-def load_docs(path=None, encoding="utf-8") -> list[str]:
+def load_docs(path: Path | None = None, encoding: str = "utf-8") -> list[str]:
     """Read a text file in which each line is a document.
 
     path: str or os.PathLike; None reads the embedded first names (NAMES.md says where they come from).
@@ -31,7 +40,7 @@ def load_docs(path=None, encoding="utf-8") -> list[str]:
     return docs
 
 
-def load_text(path, encoding="utf-8") -> str:
+def load_text(path: Path, encoding: str = "utf-8") -> str:
     """Read a whole file as one text, for a model that learns from windows of it.
 
     A byte order mark is dropped, line ends become LF, and nothing else changes.  Raises as `load_docs` does.
@@ -60,12 +69,12 @@ def load_text(path, encoding="utf-8") -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _lines(text):
+def _lines(text: str) -> list[str]:
     # Not str.splitlines, which also splits at form feeds, U+2028 and other characters inside a line.
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def split_docs(docs, fraction, seed):
+def split_docs(docs: Iterable[str], fraction: Number, seed: Whole) -> tuple[list[str], list[str]]:
     """Set a random part of the documents aside for validation.
 
     docs: list of str, at least one.  fraction: of the documents, in [0, 1); their number is rounded to the nearest
@@ -80,7 +89,7 @@ def split_docs(docs, fraction, seed):
     return train, [docs[i] for i in chosen]
 
 
-def choose(n, fraction, seed, what):
+def choose(n: int, fraction: Number, seed: Whole, what: str) -> list[int]:
     """The places of a random fraction of n documents (or of `what` they are), in order; equal everywhere."""
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction = {fraction} is outside [0, 1)")
@@ -93,7 +102,7 @@ def choose(n, fraction, seed, what):
     return sorted(sorted(range(n), key=keys.__getitem__)[:n_val])
 
 
-def hold_out(docs, share, seed):
+def hold_out(docs: Sequence[str], share: float, seed: int) -> tuple[Sequence[str], Sequence[str]]:
     """(docs to train on, docs for validation): of documents as split_docs does, of one str its tail."""
     if isinstance(docs, str):
         first = len(docs) - int(len(docs) * share)
@@ -106,7 +115,7 @@ def hold_out(docs, share, seed):
     return train, held
 
 
-def pack(docs, tokenizer, block_size):
+def pack(docs: str | Iterable[str], tokenizer: Tokenizer, block_size: Whole) -> tuple[variant.TokenData, int]:
     """Documents in the layout that the compiled models read.
 
     docs: list of str, at least one; an empty str is one prediction, from BOS to BOS.  Or one str, a text to be read in
@@ -122,7 +131,9 @@ def pack(docs, tokenizer, block_size):
     return variant.TokenData(ids, starts, block_size), n_cut
 
 
-def bigram_baseline(train, val=None, *, tokenizer, block_size):
+def bigram_baseline(
+    train: str | Iterable[str], val: str | Iterable[str] | None = None, *, tokenizer: Tokenizer, block_size: Whole
+) -> float:
     """The loss of the bigram count model, in nats per token: what a model that sees one token can reach.
 
     Counts are over the predictions that a model is asked for: documents from BOS to BOS, cut to `block_size`.
@@ -144,7 +155,7 @@ def bigram_baseline(train, val=None, *, tokenizer, block_size):
     return float(times @ np.log((n_first + extra * V) / (n_pair + extra)) / times.sum())
 
 
-def _pairs(docs, tokenizer, block_size):
+def _pairs(docs: str | Iterable[str], tokenizer: Tokenizer, block_size: Whole) -> Ints:
     """The predictions of docs, cut to block_size, as (N,) int64: V * (the id that is seen) + the id to predict."""
     block_size = whole("block_size", block_size)
     if isinstance(docs, str):
@@ -156,7 +167,7 @@ def _pairs(docs, tokenizer, block_size):
     return (ids[:-1] * tokenizer.vocab_size + ids[1:])[positions < block_size]
 
 
-def _stream(text, tokenizer):
+def _stream(text: str, tokenizer: Tokenizer) -> NDArray[np.int32]:
     """The ids of one text, without the BOS on either side."""
     ids, _ = tokenizer.encode_docs([text])
     return ids[1:-1]

@@ -1,5 +1,13 @@
 """The exceptions that fastloop raises beside Python's own.  Nothing else lives here."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .history import History
+
 
 class FastloopError(Exception):
     """Base of every exception that is fastloop's own."""
@@ -26,12 +34,22 @@ class DivergenceError(FastloopError, ArithmeticError):
     last_norms (up to five steps before), history (of the run so far, or None when the moves were called by hand).
     """
 
-    def __init__(self, message, step, loss, norm, lr, last_norms=(), history=None):
+    step: int
+    loss: float | None
+    norm: float
+    lr: float
+    last_norms: list[float]
+    history: History | None
+
+    def __init__(
+        self, message: str, step: int, loss: float | None, norm: float, lr: float, last_norms: Iterable[float] = (),
+        history: History | None = None,
+    ) -> None:
         super().__init__(message)
         self.step, self.loss, self.norm, self.lr = step, loss, norm, lr
         self.last_norms, self.history = list(last_norms), history
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         # Without this, pickle would call it with the message alone, and a process pool wait for ever.
         arguments = (*self.args, self.step, self.loss, self.norm, self.lr, self.last_norms, self.history)
         return type(self), arguments, vars(self)

@@ -1,13 +1,23 @@
 """What a run records, and its way to and from files.  Drawing it is in plot.py, judging it in diagnose.py."""
 
+from __future__ import annotations
+
 import copy
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 
 from ._check import whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, SubFigure
+    from typing_extensions import Self
+
+    from ._types import Array, Bools, Floats, Path, Whole
 
 FORMAT = "fastloop.history.1"       # in every JSON file; a reader of another layout refuses it
 
@@ -26,10 +36,25 @@ class History:
     A Trainer fills it; a loop of your own does so with `append`.
     """
 
-    columns = ("loss", "lr", "norm", "clipped", "seconds")
-    scalars = ("start_step", "predictions", "cut", "stop_reason", "interrupted")
+    columns: ClassVar[tuple[str, ...]] = ("loss", "lr", "norm", "clipped", "seconds")
+    scalars: ClassVar[tuple[str, ...]] = ("start_step", "predictions", "cut", "stop_reason", "interrupted")
 
-    def __init__(self, start_step=0):
+    # The columns, which __getattr__ gives
+    loss: Floats
+    lr: Floats
+    norm: Floats
+    clipped: Bools
+    seconds: Floats
+
+    start_step: int
+    evaluations: list[tuple[int, float]]
+    predictions: int
+    cut: int
+    stop_reason: str | None
+    interrupted: bool
+    _columns: dict[str, Array]
+
+    def __init__(self, start_step: int = 0) -> None:
         self._columns = {name: np.empty(0, bool if name == "clipped" else np.float64) for name in self.columns}
         self._size = 0
         self._began = time.perf_counter()
@@ -39,27 +64,27 @@ class History:
         self.stop_reason = None
         self.interrupted = False
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # The clock of this process means nothing in another: what goes along is the time that has passed.
         columns = {name: getattr(self, name).copy() for name in self.columns}
         return {**vars(self), "_columns": columns, "_began": time.perf_counter() - self._began}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._began = time.perf_counter() - state["_began"]
 
-    def __copy__(self):
+    def __copy__(self) -> Self:
         return copy.deepcopy(self)      # two that share columns would write over each other's
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._size
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Array:
         if name in self.columns:
             return self._columns[name][: self._size]
         raise AttributeError(f"History has no attribute {name!r}")
 
-    def extend(self, **values):
+    def extend(self, **values: Sequence[Any] | Array) -> None:
         """Append arrays of equal length, one for each column."""
         count = len(values["loss"])
         for name, column in self._columns.items():
@@ -70,19 +95,21 @@ class History:
             column[self._size : self._size + count] = values[name]
         self._size += count
 
-    def append(self, loss, lr=np.nan, norm=np.nan, clipped=False, seconds=None):
+    def append(
+        self, loss: float, lr: float = np.nan, norm: float = np.nan, clipped: bool = False, seconds: float | None = None
+    ) -> None:
         """Append one step, in a loop of your own; what is not given is NaN, and the time since this object was made."""
         if seconds is None:
             seconds = time.perf_counter() - self._began
         self.extend(loss=[loss], lr=[lr], norm=[norm], clipped=[clipped], seconds=[seconds])
 
-    def mean_loss(self, window=100):
+    def mean_loss(self, window: Whole = 100) -> float:
         """The mean loss of the last `window` steps, or of all where there are fewer."""
         return float(self.loss[-whole("window", window) :].mean())
 
     # For the eye
 
-    def smoothed(self, window=None):
+    def smoothed(self, window: Whole | None = None) -> Floats:
         """The mean of each entry of `loss` and the window - 1 before it (fewer at the start), float64.
 
         window: in steps; None takes a twentieth of the run.  Entries that are not finite are left out, and give NaN
@@ -102,7 +129,7 @@ class History:
             return np.divide(sums, counts, out=np.full(self._size, np.nan), where=counts > 0)
 
     @np.errstate(over="ignore", under="ignore")
-    def sparkline(self, width=60, ascii=False):
+    def sparkline(self, width: Whole = 60, ascii: bool = False) -> str:
         """The loss as a line of at most `width` characters, from the lowest mark at its minimum to the highest.
 
         Each character is the mean of its share of the steps; `x` marks a share without a finite loss.  ascii: for
@@ -119,7 +146,9 @@ class History:
         heights = (means - low) / (span or 1.0) * (len(marks) - 1)
         return "".join(marks[round(height)] if np.isfinite(height) else "x" for height in heights)
 
-    def plot(self, path=None, baseline=None, figure=None):
+    def plot(
+        self, path: Path | None = None, baseline: float | None = None, figure: Figure | SubFigure | None = None
+    ) -> Figure | SubFigure:
         """Draw the run and return a matplotlib Figure; see `fastloop.plot.plot`, which needs the extra `plot`."""
         from .plot import plot
 
@@ -127,7 +156,7 @@ class History:
 
     # To files and back
 
-    def to_arrays(self):
+    def to_arrays(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """(arrays, scalars): copies of all there is to know, for a checkpoint; `from_arrays` makes an equal History.
 
         arrays: the columns, each (N,), and evaluation_step (E,) int64, evaluation_loss (E,) float64.  scalars: a dict
@@ -139,7 +168,7 @@ class History:
         return arrays, {name: getattr(self, name) for name in self.scalars}
 
     @classmethod
-    def from_arrays(cls, arrays, scalars):
+    def from_arrays(cls, arrays: Mapping[str, Array], scalars: Mapping[str, Any]) -> Self:
         """The History that `to_arrays` took apart.  Raises ValueError for names or lengths that do not belong."""
         expected = {*cls.columns, "evaluation_step", "evaluation_loss"}
         for what, got, names in (("arrays", arrays, expected), ("scalars", scalars, set(cls.scalars))):
@@ -158,7 +187,11 @@ class History:
         ]
         return history
 
-    def to_json(self, path=None):
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    @overload
+    def to_json(self, path: Path) -> None: ...
+    def to_json(self, path: Path | None = None) -> str | None:
         """The run as one JSON object, returned as a str, or written to path (str or os.PathLike).
 
         Floats have as many digits as their exact value needs.  JSON has no NaN and no infinities: they are the strings
@@ -172,16 +205,18 @@ class History:
             return text
         with open(path, "w", encoding="utf-8") as file:
             file.write(text + "\n")
+        return None
 
     @classmethod
-    def from_json(cls, source):
+    def from_json(cls, source: Path) -> Self:
         """The History that `to_json` wrote, every float the same.
 
         source: a path, or the text itself (a str that starts with "{").  Raises ValueError for anything else, OSError
         as `open` does.
         """
-        text = source
-        if not (isinstance(source, str) and source.lstrip().startswith("{")):
+        if isinstance(source, str) and source.lstrip().startswith("{"):
+            text = source
+        else:
             with open(source, encoding="utf-8") as file:
                 text = file.read()
         data = json.loads(text)
@@ -196,7 +231,7 @@ class History:
         }
         return cls.from_arrays(arrays, scalars)
 
-    def to_csv(self, path):
+    def to_csv(self, path: Path) -> None:
         """Write the run as a table, one line a step: step (from 1), the columns (clipped as 0 or 1), and validation.
 
         validation is the loss of the evaluation after that step, empty where there was none; an evaluation at a step
@@ -212,12 +247,12 @@ class History:
             for step in sorted(rows):
                 print(step, *rows[step], repr(validation[step]) if step in validation else "", sep=",", file=file)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         ends = f", loss {self.loss[0]:.4f} -> {self.mean_loss():.4f}" if self._size else ""
         return f"<History of {self._size} steps{ends}, {self.stop_reason or 'running'}>"
 
 
-def _plain(array):
+def _plain(array: Array) -> list[Any]:
     """`array` as a list for JSON."""
     if array.dtype != np.float64 or np.isfinite(array).all():
         return array.tolist()

@@ -1,14 +1,24 @@
 """Text to token ids and back.  Only tokenizers live here; files are read in data.py."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import extras
 from .errors import DataError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from typing_extensions import Self
 
-def as_docs(docs):
+    from ._types import Ints, Path, Whole
+
+
+def as_docs(docs: Iterable[str]) -> list[str]:
     """`docs` as a list of documents; refused is what would pass for one, and has other parts than documents."""
     if isinstance(docs, str):
         raise TypeError(f"docs is one str, not a list of documents; say [text], or text.split('\\n'): {docs[:40]!r}")
@@ -24,12 +34,12 @@ def as_docs(docs):
     return docs
 
 
-def _code_points(text):
+def _code_points(text: str) -> NDArray[np.uint32]:
     """Each character's code point, (len(text),) uint32.  A lone surrogate is a character like any other."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
-def _has_surrogates(chars):
+def _has_surrogates(chars: Iterable[str]) -> bool:
     return any("\ud800" <= char <= "\udfff" for char in chars)
 
 
@@ -42,7 +52,11 @@ class CharTokenizer:
     Raises TypeError where docs holds something else than str, ValueError where it has no characters.
     """
 
-    def __init__(self, docs):
+    chars: str
+    bos: int
+    vocab_size: int
+
+    def __init__(self, docs: Iterable[str]) -> None:
         self.chars = "".join(sorted(set(docs if isinstance(docs, str) else "".join(as_docs(docs)))))
         if not self.chars:
             raise ValueError("docs has no characters, so there is nothing to make tokens of")
@@ -54,7 +68,7 @@ class CharTokenizer:
         self._table = np.full(int(codes[-1]) + 2, -1, dtype=np.int32)
         self._table.put(codes, np.arange(self.bos))
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """The ids of `text`, a list of int, without BOS.  Raises DataError at an unseen character."""
         if not isinstance(text, str):
             raise TypeError(f"text is {type(text).__name__}, not str; encode_docs takes a list of documents")
@@ -64,7 +78,7 @@ class CharTokenizer:
             at = next(i for i, char in enumerate(text) if char not in self._id_of)
             raise self._unseen(f"text[{at}]", text[at]) from None
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[Whole]) -> str:
         """The text of `ids`, an iterable of int; BOS is skipped.  Raises IndexError outside [0, vocab_size)."""
         text = []
         for i, token in enumerate(ids):
@@ -74,7 +88,7 @@ class CharTokenizer:
                 text.append(self.chars[token])
         return "".join(text)
 
-    def encode_docs(self, docs):
+    def encode_docs(self, docs: Iterable[str]) -> tuple[NDArray[np.int32], Ints]:
         """All documents as ids, end to end, with a BOS before, between and after them.
 
         docs: list of str, at least one; an empty document is two BOS in a row.
@@ -99,13 +113,13 @@ class CharTokenizer:
             raise self._unseen(f"docs[{doc}][{char}]", docs[doc][char])
         return ids, starts
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """All there is to know, as plain data for JSON; `from_dict` makes an equal tokenizer of it."""
         # JSON would read a high surrogate and the low one after it as one character: such are written one by one.
         return {"type": "char", "chars": list(self.chars) if _has_surrogates(self.chars) else self.chars}
 
     @classmethod
-    def from_dict(cls, data):
+    def from_dict(cls, data: dict[str, Any]) -> Self:
         """The tokenizer that `to_dict` wrote.  Raises ValueError for anything else."""
         chars = data.get("chars")
         if isinstance(chars, list) and all(isinstance(char, str) and len(char) == 1 for char in chars):
@@ -115,7 +129,7 @@ class CharTokenizer:
         return cls([chars])
 
     @classmethod
-    def from_safetensors(cls, path):
+    def from_safetensors(cls, path: Path) -> Self:
         """The tokenizer that a model's save_safetensors(path, tokenizer) put into the file's metadata.
 
         Raises ValueError where there is none (extra: safetensors).
@@ -129,17 +143,17 @@ class CharTokenizer:
         except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: its metadata hold no tokenizer that is known here ({error})") from error
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return self.chars == other.chars if isinstance(other, CharTokenizer) else NotImplemented
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self.chars)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"CharTokenizer({self.bos} characters: {self._shown()}, bos={self.bos}, vocab_size={self.vocab_size})"
 
-    def _shown(self):
+    def _shown(self) -> str:
         return repr(self.chars) if self.bos <= 60 else f"{self.chars[:60]!r}..."
 
-    def _unseen(self, place, char):
+    def _unseen(self, place: str, char: str) -> DataError:
         return DataError(f"{place} = {char!r} is not one of the {self.bos} characters known: {self._shown()}")
