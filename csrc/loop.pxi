@@ -8,6 +8,7 @@ cdef class Loop:
     cdef Gate gate              # of the model, or None where the loop only evaluates
     cdef Buffer partial
     cdef int64_t fills          # of the batch, when forward read it
+    cdef public int64_t steps   # taken, by hand and in runs; the schedule counts them, and who loads a trainer sets them
     cdef readonly double loss   # of the last forward
     cdef readonly double norm   # of the last gradient, before clipping
 
@@ -119,6 +120,7 @@ cdef class Loop:
             if norm < 0.0:
                 norm = norm2(self.model.grads, self.model.size, self.partial.data)
             stepped = isfinite(norm * norm) and self.optimizer.update(lr, 1.0, norm)    # Adam squares the gradient
+        self.steps += stepped
         self.model.busy = self.optimizer.busy = False
         return None if stepped else norm
 
@@ -189,6 +191,7 @@ cdef class Loop:
                 if not self.optimizer.update(lrs[s], scale, largest):
                     break
                 s += 1
+                self.steps += 1
             memset(self.model.grads, 0, self.model.size * 8)
         self.model.busy = self.optimizer.busy = False
         self.loss, self.norm = loss, norm

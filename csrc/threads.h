@@ -24,7 +24,7 @@
 #define FL_STORE(x, value) __atomic_store_n(&(x), value, __ATOMIC_RELAXED)
 #endif
 
-/* The most threads: of the process, set from config.py, and of what one of its Python threads calls, set from run.py.
+/* The most threads: of the process, and of what one of its Python threads calls, both set from threads.py.
    Others may be training while either changes. */
 static int fl_max_threads = 1;
 static FL_THREAD_LOCAL int fl_own_threads = INT_MAX;

@@ -1,7 +1,7 @@
 """fastloop: small models trained on a CPU, exactly and fast, with every step in sight."""
 
 from . import callbacks, kernels, schedules
-from .config import get_num_threads, set_num_threads, show_config
+from .config import show_config
 from .data import bigram_baseline, load_docs, load_text, split_docs
 from .diagnose import diagnose
 from .errors import CheckpointError, DataError, DivergenceError, FastloopError, FastloopWarning, OrderError
@@ -11,6 +11,7 @@ from .lr_find import lr_find
 from .models import GPT, MLP, BigramLM, LinearRegression, SoftmaxRegression
 from .optim import SGD, Adam, AdamW
 from .params import Params
+from .threads import get_num_threads, set_num_threads
 from .tokenizer import CharTokenizer
 from .trainer import Trainer
 

@@ -69,6 +69,7 @@ def _find(trainer, data, y, lr_min, lr_max, steps, batch_size, shuffle, seed, sm
     mean = SmoothedLoss(smoothing)
 
     def put_back():
+        trainer.steps = first
         vars(trainer).update(attributes)        # in one call: without attributes there is no trainer
         optimizer.load_state_dict(state)
         params[:] = values

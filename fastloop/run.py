@@ -14,8 +14,7 @@ from math import inf
 
 import numpy as np
 
-from . import _core, schedules
-from .config import MAX_THREADS, get_num_threads
+from . import schedules
 from .errors import CheckpointError, FastloopWarning
 from .history import History
 from .sampler import Sampler
@@ -111,7 +110,7 @@ class Run:
                     lrs = schedules.rates(lr, [factor(step) for step in steps])
                     losses, norms, clipped = np.empty(count), np.empty(count), np.empty(count, np.uint8)
                     indices, splits = self.sampler.take(done, count)
-                    at = trainer.steps, trainer.optimizer.t, len(history), history.predictions
+                    at = trainer.steps, len(history), history.predictions
                     before = time.perf_counter()
                     chunk_of = data, indices, splits, losses, lrs, norms, clipped, before, began
                     try:
@@ -126,7 +125,7 @@ class Run:
                         raise
                     taken = trainer.steps - at[0]
                     done += taken
-                    pace.note(threads, after - before, history.predictions - at[3])
+                    pace.note(threads, after - before, history.predictions - at[2])
                     if taken < count:
                         history.stop_reason = "diverged"
                         trainer.diverged(losses[taken], norms[taken], lrs[taken], history.norm[-5:].tolist(), history)
@@ -158,14 +157,13 @@ class Run:
             )
 
     def record(self, trainer, at, data, indices, splits, losses, lrs, norms, clipped, before, began):
-        """Put the steps that the compiled call took into the trainer and the history, unless they are there.
+        """Put the steps that the compiled call took into the history, unless they are there.
 
-        at: the trainer's steps, the optimiser's, rows and predictions of the history, all before that call.
+        at: the trainer's steps, rows and predictions of the history, all before that call.
         """
         now, history = time.perf_counter(), self.history
-        steps, t, rows, predictions = at
-        taken = trainer.optimizer.t - t
-        trainer.steps = steps + taken
+        steps, rows, predictions = at
+        taken = trainer.steps - steps
         if len(history) == rows and taken:
             history.predictions = predictions + data.predictions(indices[: splits[taken * self.accumulate]])
             history.extend(
@@ -228,54 +226,6 @@ def check_callbacks(callbacks):
         for name in dir(callback):
             if name.startswith("on_") and name not in METHODS:
                 raise TypeError(f"callbacks[{i}] has {name}, which fit does not call; it calls {', '.join(METHODS)}")
-
-
-class Pace:
-    """How many threads a chunk takes: one, or as many as are set where that has been faster; the bits are the same.
-
-    A thread that waits for another which gets no CPU makes a step several times as long, so on a busy machine one is
-    better than two.  The second chunk and later one in every TRIAL are short and try the other number; where threads
-    had to be woken for it, so does the next.  What other Python threads use is left alone.
-
-    A trainer keeps one for each number of examples to a step, so that many short fits learn from each other.
-    """
-
-    TRIAL = 16
-    AWAKE = 0.01            # seconds beside which waking threads, up to a millisecond, is little
-
-    def __init__(self):
-        self.seconds = {}   # by number of threads, what a prediction took the last time
-        self.chunks = 0
-        self.due = 2        # the chunk that tries the other number
-        self.tries = 0      # chunks that the present trial has had
-
-    def __enter__(self):
-        self.before = None  # the threads of the chunk before; between fits they sleep
-        return self
-
-    def __exit__(self, *exception):
-        _core.variant.set_own_threads(MAX_THREADS)
-
-    def choose(self, count):
-        """(threads, steps) of the next chunk, of at most `count` steps."""
-        most, self.chunks = get_num_threads(), self.chunks + 1
-        if most == 1:
-            return 1, count
-        threads = most if self.seconds.get(most, inf) < 0.95 * self.seconds.get(1, inf) else 1
-        if self.chunks >= self.due:
-            threads, count = most + 1 - threads, max(1, count // 8)
-            self.tries += 1
-        _core.variant.set_own_threads(threads)
-        return threads, count
-
-    def note(self, threads, seconds, predictions):
-        """What that chunk took."""
-        awake = threads in (1, self.before) or seconds > self.AWAKE
-        self.before = threads
-        if predictions and (awake or self.tries >= 2):
-            self.seconds[threads] = seconds / predictions
-            if self.tries:
-                self.due, self.tries = self.chunks + self.TRIAL, 0
 
 
 class Ending:

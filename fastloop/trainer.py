@@ -8,6 +8,7 @@ import copy
 import json
 import reprlib
 from collections import defaultdict
+from enum import Enum
 from math import inf, isfinite
 from numbers import Real
 from operator import attrgetter
@@ -18,14 +19,50 @@ from . import _core, checkpoint, models, schedules
 from ._check import MOST_SEED, flag, names_nearest, number, whole
 from .errors import CheckpointError, DivergenceError, OrderError
 from .optim import OPTIMIZERS, Adam, Optimizer
-from .run import Pace, Run, best_path
+from .run import Run, best_path
+from .threads import Pace
 from .tokenizer import CharTokenizer
 
 EVALUATE_PREDICTIONS = 1024      # at a time
 
-# Stages of a step: what was done last.
-READY, FORWARD, BACKWARD, CLIPPED, STEPPED = "zero_grad()", "forward()", "backward()", "clip_grad_norm()", "step()"
-NEW = "making the Trainer"      # the model may hold gradients of another trainer
+UNSEEN = "zero_grad()", "the model's gradients are not zero and the new ones would add to them"
+UNUSED = "zero_grad()", "the gradients of the last step are still there and the new ones would add to them"
+ALL_SEEN = "step() or zero_grad()", "all {n} batches of this step have been seen (to average over more, say grad_accum)"
+NO_LOSS = "forward()", "there is no new loss to differentiate"
+NO_GRADIENT = "backward()", "there are none to clip"
+NO_NEW = "backward()", "there are no new gradients"
+CLIPPED_LATE = "backward()", "the step has already used the gradients"
+USED = "backward()", "these gradients have been used"
+UNFINISHED = "step() or zero_grad()", "a step is unfinished"
+
+
+class Stage(Enum):
+    """A stage of a step, by what was done last, and for each move whether it may follow: None, or else (what was
+    expected, why), of which the OrderError is made.  zero_grad may follow everything.
+
+    Two moves look further: after NEW, forward is refused only where the gradients are not zero, and after BACKWARD only
+    where all grad_accum batches have been seen.
+    """
+
+    #           done last               forward   backward clip_grad_*   step    what needs whole steps, as save does
+    NEW       = "making the Trainer",   UNSEEN,   NO_LOSS, NO_GRADIENT,  NO_NEW, None
+    READY     = "zero_grad()",          None,     NO_LOSS, NO_GRADIENT,  NO_NEW, None
+    FORWARD   = "forward()",            None,     None,    NO_GRADIENT,  NO_NEW, UNFINISHED
+    BACKWARD  = "backward()",           ALL_SEEN, NO_LOSS, None,         None,   UNFINISHED
+    CLIPPED   = "clip_grad_norm()",     ALL_SEEN, NO_LOSS, None,         None,   UNFINISHED
+    STEPPED   = "step()",               UNUSED,   NO_LOSS, CLIPPED_LATE, USED,   None
+
+    def __init__(self, last, forward, backward, clip, step, whole_steps):
+        self.last, self.forward, self.backward = last, forward, backward
+        self.clip, self.step, self.whole_steps = clip, step, whole_steps
+
+    def error(self, move, refusal, n):
+        """The OrderError of a move that may not follow this stage; n: grad_accum."""
+        expected, why = refusal
+        return OrderError(f"{move} was called after {self.last}, expected {expected}: {why.format(n=n)}")
+
+
+NEW, READY, FORWARD, BACKWARD, CLIPPED, STEPPED = Stage     # a global is found sooner than a member
 
 MADE_AS = {"model": "a model, such as BigramLM(27)", "optimizer": "an optimizer, such as Adam(lr=0.01)"}
 
@@ -67,7 +104,6 @@ class Trainer:
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.grad_accum = grad_accum
-        self.steps = 0
         self._check_settings()
         self.history = None
         self.stop_reason = None
@@ -94,7 +130,7 @@ class Trainer:
                 setattr(self, name, number(name, getattr(self, name), 0.0, above=True))
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError(f"clip_norm = {self.clip_norm} and clip_value = {self.clip_value}: say one of them")
-        self.grad_accum, self.steps = whole("grad_accum", self.grad_accum), whole("steps", self.steps, 0)
+        self.grad_accum = whole("grad_accum", self.grad_accum)
         if not callable(self.schedule):
             raise TypeError(f"schedule must be a function of the step, got {self.schedule!r}")
         if schedules.is_maker(self.schedule):
@@ -103,6 +139,15 @@ class Trainer:
 
     model = _fixed("model", "The model that is trained; the compiled step is made for it and no other.")
     optimizer = _fixed("optimizer", "The optimiser that trains it.")
+
+    @property
+    def steps(self):
+        """Steps taken so far, by hand and in fits: what the schedule counts.  May be set between steps."""
+        return self.loop.steps
+
+    @steps.setter
+    def steps(self, value):
+        self.loop.steps = whole("steps", value, 0)
 
     @property
     def schedule(self):
@@ -121,12 +166,15 @@ class Trainer:
 
     def __getstate__(self):
         self._between_steps("copying or pickling a Trainer")
-        return {name: value for name, value in vars(self).items() if name not in ("loop", "_paces", "_factor")}
+        state = {name: value for name, value in vars(self).items() if name not in ("loop", "_paces", "_factor")}
+        return state, self.steps
 
     def __setstate__(self, state):
-        vars(self).update(state)
+        attributes, steps = state
+        vars(self).update(attributes)
         self.schedule = self._schedule
         self._wire()
+        self.steps = steps
 
     def __copy__(self):
         return copy.deepcopy(self)      # two trainers of one model and one optimiser would undo each other's steps
@@ -166,8 +214,11 @@ class Trainer:
         Raises OrderError where it would add to the gradients of an earlier step (or, at first, to those of another
         trainer of the model), DivergenceError where the loss is not finite.
         """
-        if self._stage not in (READY, FORWARD) and (self._stage != BACKWARD or self._micro >= self.grad_accum):
-            self._check_forward()
+        stage = self._stage
+        if stage.forward is not None and (stage is not BACKWARD or self._micro >= self.grad_accum):
+            self.model.gate.check("forward()")
+            if stage is not NEW or self.model.grads.flat.any():
+                raise stage.error("forward()", stage.forward, self.grad_accum)
         try:
             loss = self.loop.forward(batch) * self.grad_accum
         except TypeError as error:
@@ -181,11 +232,8 @@ class Trainer:
 
     def backward(self):
         """Add the gradient of the last forward's loss to the gradients (its share, with grad_accum)."""
-        if self._stage != FORWARD:
-            self.model.gate.check("backward()")
-            raise OrderError(
-                f"backward() was called after {self._stage}, expected forward(): there is no new loss to differentiate"
-            )
+        if self._stage.backward is not None:
+            self._refuse("backward()", self._stage.backward)
         self.loop.backward()
         self._micro += 1
         self._stage = BACKWARD
@@ -215,10 +263,8 @@ class Trainer:
 
     def _gradient_to_clip(self, what):
         """The norm of a finished gradient that may be clipped."""
-        if self._stage not in (BACKWARD, CLIPPED):
-            self.model.gate.check(f"{what}()")
-            why = "the step has already used the gradients" if self._stage == STEPPED else "there are none to clip"
-            raise OrderError(f"{what}() was called after {self._stage}, expected backward(): {why}")
+        if self._stage.clip is not None:
+            self._refuse(f"{what}()", self._stage.clip)
         return self._finish_gradient()
 
     def step(self):
@@ -228,29 +274,27 @@ class Trainer:
         something else than a finite number of at least 0, or a parameter or moment would not be finite after the step.
         Nothing is changed then.
         """
-        if self._stage not in (BACKWARD, CLIPPED):
-            self.model.gate.check("step()")
-            why = "these gradients have been used" if self._stage == STEPPED else "there are no new gradients"
-            raise OrderError(f"step() was called after {self._stage}, expected backward(): {why}")
+        if self._stage.step is not None:
+            self._refuse("step()", self._stage.step)
         lr = self._lr()
         # After clipping the norm is another, and what was clipped may have been written to since.
-        stage, norm = self._stage, self._finish_gradient() if self._stage == BACKWARD else -1.0
+        stage, norm = self._stage, self._finish_gradient() if self._stage is BACKWARD else -1.0
         # Before the call, at whose end the handler of a signal may raise: the step has been taken then.
-        self.steps, self._stage = self.steps + 1, STEPPED
+        self._stage = STEPPED
         try:
             refused = self.loop.step(lr, norm)
         except OrderError:
-            self.steps, self._stage = self.steps - 1, stage
+            self._stage = stage
             raise
         if refused is not None:
-            self.steps, self._stage = self.steps - 1, stage
+            self._stage = stage
             self.diverged(self.loop.loss * self.grad_accum, refused, lr)
         self._norms = self._norms[-4:] + [self.loop.norm]
         return lr
 
     def _lr(self):
         """The learning rate of the step at hand; NaN where the schedule gives no number."""
-        return schedules.rate(self._optimizer.lr, self._factor(self.steps))
+        return schedules.rate(self._optimizer.lr, self._factor(self.loop.steps))
 
     def _finish_gradient(self):
         """The norm of the finished gradient, known to be finite."""
@@ -262,18 +306,10 @@ class Trainer:
             self.diverged(self.loop.loss * self.grad_accum, norm)
         return norm
 
-    def _check_forward(self):
-        self.model.gate.check("forward()")
-        if self._stage == NEW:
-            if not self.model.grads.flat.any():
-                return
-            why = "the model's gradients are not zero and the new ones would add to them"
-            raise OrderError(f"forward() was called after {NEW}, expected zero_grad(): {why}")
-        if self._stage == STEPPED:
-            why = "the gradients of the last step are still there and the new ones would add to them"
-            raise OrderError(f"forward() was called after step(), expected zero_grad(): {why}")
-        why = f"all {self.grad_accum} batches of this step have been seen (to average over more, say grad_accum)"
-        raise OrderError(f"forward() was called after {self._stage}, expected step() or zero_grad(): {why}")
+    def _refuse(self, move, refusal):
+        """Raise the OrderError of a move that may not follow what was done last; a run that is at work comes first."""
+        self.model.gate.check(move)
+        raise self._stage.error(move, refusal, self.grad_accum)
 
     def diverged(self, loss, norm, lr=None, norms=None, history=None):
         """Raise DivergenceError for the step at hand."""
@@ -417,11 +453,7 @@ class Trainer:
         with _core.variant.Alone(self.model.gate, "resume()" if run is self._run else "fit()"):
             self._run, self.history, self.total_steps = run, run.history, run.steps
             run.history.interrupted = False
-            ahead = self.steps - self.optimizer.t
-            try:
-                run.go(self, data, validation, callbacks, log_every, save, save_every)
-            finally:
-                self.steps = self.optimizer.t + ahead   # also where memory ran out before the last steps were recorded
+            run.go(self, data, validation, callbacks, log_every, save, save_every)
             return self.history
 
     @property
@@ -596,9 +628,8 @@ class Trainer:
             self.model.gate.check_whole(what)
         else:
             self.model.gate.check(what)
-        if self._stage not in (NEW, READY, STEPPED):
-            why = "a step is unfinished"
-            raise OrderError(f"{what} was called after {self._stage}, expected step() or zero_grad(): {why}")
+        if self._stage.whole_steps is not None:
+            raise self._stage.error(what, self._stage.whole_steps, self.grad_accum)
 
 
 def _limit(name, value):

@@ -30,7 +30,7 @@ def variant(request, monkeypatch):
 @pytest.fixture
 def many_threads(monkeypatch):
     """Work however small uses as many threads as the test then sets, as only large work does otherwise."""
-    monkeypatch.setattr("fastloop.run.Pace.choose", lambda self, count: (fl.get_num_threads(), count))
+    monkeypatch.setattr("fastloop.threads.Pace.choose", lambda self, count: (fl.get_num_threads(), count))
     threads, work = fl.get_num_threads(), _core.variant.set_work_per_thread(1)
     yield
     fl.set_num_threads(threads)

@@ -166,7 +166,7 @@ def test_progress_into_a_file_is_a_plain_line_for_each_log(monkeypatch):
 
 @pytest.mark.usefixtures("no_tqdm")
 def test_progress_on_a_terminal_writes_one_line_over_and_over(monkeypatch):
-    monkeypatch.setattr("fastloop.run.Pace.choose", lambda self, count: (1, count))    # no short chunk for a trial
+    monkeypatch.setattr("fastloop.threads.Pace.choose", lambda self, count: (1, count))    # no short chunk for a trial
     monkeypatch.setattr("fastloop.callbacks.REDRAW_SECONDS", 0.0)
     monkeypatch.setenv("COLUMNS", "200")
     out = Terminal()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fastloop as fl
-from fastloop import _core, config
+from fastloop import _core, threads
 
 
 @pytest.mark.parametrize("n, error", [(0, ValueError), (-1, ValueError), (1025, ValueError), (2.0, TypeError),
@@ -28,7 +28,7 @@ def test_bad_numbers_of_threads_are_refused_and_change_nothing(n, error):
 def test_threads_come_from_the_environment_else_from_the_cpus(own, openmp, expected, monkeypatch):
     monkeypatch.setenv("FASTLOOP_NUM_THREADS", own)
     monkeypatch.setenv("OMP_NUM_THREADS", openmp)
-    assert config._default_threads() == (expected or len(os.sched_getaffinity(0)))
+    assert threads.default_threads() == (expected or len(os.sched_getaffinity(0)))
 
 
 def test_threads_where_a_system_does_not_say_which_cpus(monkeypatch):
@@ -36,9 +36,9 @@ def test_threads_where_a_system_does_not_say_which_cpus(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
-    assert config._default_threads() == 7
+    assert threads.default_threads() == 7
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert config._default_threads() == 1
+    assert threads.default_threads() == 1
 
 
 def test_show_config_names_what_a_bug_report_needs(capsys):
@@ -72,10 +72,10 @@ LIMITED = """
 import os, resource
 import numpy as np
 import fastloop as fl
-from fastloop import _core, run
+from fastloop import _core, threads
 
 _core.variant.set_work_per_thread(1)
-run.Pace.choose = lambda self, count: (fl.get_num_threads(), count)     # as the fixture many_threads
+threads.Pace.choose = lambda self, count: (fl.get_num_threads(), count)     # as the fixture many_threads
 docs = fl.load_docs()[:500]
 tok = fl.CharTokenizer(docs)
 

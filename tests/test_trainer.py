@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import tracemalloc
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import pytest
 
 import fastloop as fl
 from fastloop import _core
-from fastloop.run import Pace
+from fastloop.threads import MAX_THREADS, Pace, default_threads
+from fastloop.trainer import Stage
 
 DOCS = fl.load_docs()
 TOK = fl.CharTokenizer(DOCS)
@@ -167,6 +169,39 @@ def test_a_wrong_order_is_refused_and_changes_nothing(moves, last, expected, tmp
     trainer.forward(batch)
     trainer.backward()
     trainer.step()
+
+
+BEFORE = {      # for each stage of a step, moves that lead there
+    "NEW": "", "READY": "z", "FORWARD": "zf", "BACKWARD": "zfb", "CLIPPED": "zfbc", "STEPPED": "zfbcs",
+}
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("move, column", [
+    ("forward", "forward"), ("backward", "backward"), ("clip_grad_norm", "clip"), ("clip_grad_value", "clip"),
+    ("step", "step"), ("save", "whole_steps"), ("fit", "whole_steps"),
+])
+def test_every_move_may_follow_where_the_table_of_stages_says_so(stage, move, column, tmp_path):
+    trainer = make(clip_norm=1.0)
+    batch = trainer.batch(DOCS[:4])
+    do = {
+        "z": trainer.zero_grad, "f": lambda: trainer.forward(batch), "b": trainer.backward, "c": trainer.clip_grad_norm,
+        "s": trainer.step,
+    }
+    for name in BEFORE[stage.name]:
+        do[name]()
+    if stage.name == "NEW":
+        trainer.model.grads.flat[0] = 1.0
+    arguments = {"forward": (batch,), "clip_grad_value": (1.0,), "fit": (DOCS,), "save": (tmp_path / "x.npz",)}
+    call, refusal = partial(getattr(trainer, move), *arguments.get(move, ())), getattr(stage, column)
+    if refusal is None:
+        call()
+    else:
+        expected, why = refusal
+        sentence = f"{move}() was called after {stage.last}, expected {expected}: {why.format(n=1)}"
+        with pytest.raises(fl.OrderError) as caught:
+            call()
+        assert str(caught.value) == sentence
 
 
 def test_accumulating_takes_as_many_batches_as_asked_for():
@@ -366,9 +401,9 @@ def test_fit_leaves_the_number_of_threads_as_it_was(monkeypatch):
         make().fit(DOCS, steps=3000)
     finally:
         monkeypatch.undo()
-        fl.set_num_threads(fl.config._default_threads())
+        fl.set_num_threads(default_threads())
     assert {1, 3} == set(calls[:-1])
-    assert calls[-1] == fl.config.MAX_THREADS
+    assert calls[-1] == MAX_THREADS
 
 
 def test_two_trainers_in_two_threads_give_the_bits_of_one_after_the_other():

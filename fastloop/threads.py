@@ -1,0 +1,117 @@
+"""How many threads a step may take, by the process's setting, and how many a fit's chunks do.
+
+What a thread then does is compiled (csrc/threads.h); nothing here looks at a model or at data.
+"""
+
+import os
+from math import inf
+
+from . import _core
+from ._check import whole
+
+MAX_THREADS = 1024
+
+
+def get_num_threads() -> int:
+    """The most threads that a step may use: 1 in a build without OpenMP."""
+    return _num_threads
+
+
+def set_num_threads(n: int) -> None:
+    """Use at most n threads; how many a step really uses depends on its work and on how many the system gives, its bits
+    on none of these.
+
+    A build without OpenMP takes any n, and stays at one.  A forked child begins with one; it may have more unless its
+    parent's cannot be let go of, which is a RuntimeError (only with old compilers).
+    """
+    global _num_threads
+    n = whole("n", n, 1, MAX_THREADS + 1)
+    if n > 1 and _stuck:
+        raise RuntimeError(f"{n} threads in this forked child would wait for its parent's for ever; needed is 1, or a "
+                           "child that is started by spawn")
+    _num_threads = n if _core.variant.openmp else 1
+    _core.variant.set_max_threads(_num_threads)
+
+
+def default_threads() -> int:
+    """FASTLOOP_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs this process may run on."""
+    for name in ("FASTLOOP_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "")
+        if value.isdecimal() and 1 <= int(value) <= MAX_THREADS:
+            return int(value)
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:      # not Linux
+        return os.cpu_count() or 1
+
+
+# A forked child has only the thread that forked, and libgomp would wait for the others for ever: so they are let go of
+# before, and the child begins with one.
+_released, _stuck = True, False
+
+
+def _before_fork() -> None:
+    global _released
+    _released = _core.variant.release_threads()
+
+
+def _after_fork() -> None:
+    global _stuck
+    set_num_threads(1)
+    _stuck = not _released
+
+
+set_num_threads(default_threads())
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+
+
+class Pace:
+    """How many threads a chunk of a fit takes: one, or as many as are set where that has been faster.  The bits are the
+    same.
+
+    A thread that waits for another which gets no CPU makes a step several times as long, so on a busy machine one is
+    better than two.  The second chunk and later one in every TRIAL are short and try the other number; where threads
+    had to be woken for it, so does the next.  What other Python threads use is left alone.
+
+    A trainer keeps one for each number of examples to a step, so that many short fits learn from each other.
+    """
+
+    TRIAL = 16
+    AWAKE = 0.01            # seconds beside which waking threads, up to a millisecond, is little
+
+    def __init__(self) -> None:
+        self.seconds: dict[int, float] = {}     # by number of threads, what a prediction took the last time
+        self.before: int | None = None          # the threads of the chunk before; between fits they sleep
+        self.chunks = 0
+        self.due = 2        # the chunk that tries the other number
+        self.tries = 0      # chunks that the present trial has had
+
+    def __enter__(self) -> "Pace":
+        self.before = None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _core.variant.set_own_threads(MAX_THREADS)
+
+    def choose(self, count: int) -> tuple[int, int]:
+        """(threads, steps) of the next chunk, of at most `count` steps."""
+        most, self.chunks = get_num_threads(), self.chunks + 1
+        if most == 1:
+            return 1, count
+        threads = most if self.seconds.get(most, inf) < 0.95 * self.seconds.get(1, inf) else 1
+        if self.chunks >= self.due:
+            threads, count = most + 1 - threads, max(1, count // 8)
+            self.tries += 1
+        _core.variant.set_own_threads(threads)
+        return threads, count
+
+    def note(self, threads: int, seconds: float, predictions: int) -> None:
+        """What that chunk took."""
+        awake = threads in (1, self.before) or seconds > self.AWAKE
+        self.before = threads
+        if predictions and (awake or self.tries >= 2):
+            self.seconds[threads] = seconds / predictions
+            if self.tries:
+                self.due, self.tries = self.chunks + self.TRIAL, 0
