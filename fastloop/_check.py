@@ -4,19 +4,33 @@ The compiled loops look at nothing: a wrong length or id there is a write into f
 error shows what was given beside what is needed.
 """
 
+from __future__ import annotations
+
 import math
 import numbers
 import operator
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from itertools import combinations, product
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+    from ._types import Array
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 BOOLS = (bool, np.bool_)
 MOST_SEED = 2**128      # what NumPy recommends at most
 
 
-def array(name, x, shape=None, dtype=np.float64, writeable=False):
+def array(
+    name: str, x: Any, shape: tuple[int | None, ...] | None = None, dtype: DTypeLike = np.float64,
+    writeable: bool = False,
+) -> Array:
     """Return x as a NumPy array over the same memory, as the compiled loops need it; never a copy.
 
     x : NumPy array, or anything that NumPy can view (a CPU torch tensor, an array.array).
@@ -50,46 +64,48 @@ def array(name, x, shape=None, dtype=np.float64, writeable=False):
     return a
 
 
-def _address(a):
+def _address(a: Array) -> int:
     return a.__array_interface__["data"][0]
 
 
-def _fits(shape, needed):
+def _fits(shape: tuple[int, ...], needed: tuple[int | None, ...]) -> bool:
     # A list: where a generator runs out of memory, CPython 3.13.0 crashes.
     return len(shape) == len(needed) and all([m in (None, n) for n, m in zip(shape, needed, strict=True)])
 
 
-def ids(name, x, limit):
+def ids(name: str, x: Array, limit: int) -> None:
     """Raise IndexError unless every id of x (n,) lies in [0, limit)."""
     if x.size and (x.min() < 0 or x.max() >= limit):
         i = np.flatnonzero((x < 0) | (x >= limit))[0]
         raise IndexError(f"{name}[{i}] = {x[i]} is outside [0, {limit})")
 
 
-def separate(outputs, inputs):
+def separate(outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> None:
     """Raise ValueError if an output shares memory with another output or an input; both are {name: array}."""
     for (a, x), (b, y) in [*combinations(outputs.items(), 2), *product(outputs.items(), inputs.items())]:
         if np.may_share_memory(x, y):       # compares bounds, which is exact for contiguous arrays
             raise ValueError(f"{a} and {b} overlap in memory; an output needs memory of its own")
 
 
-def number(name, x, low=-math.inf, high=math.inf, *, above=False):
+def number(name: str, x: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> float:
     """x as a plain float in [low, high), or in (low, high) where `above`; NaN never is, nor is True a number."""
     if isinstance(x, BOOLS) or not isinstance(x, numbers.Real):
         raise TypeError(f"{name} = {x!r} is a {type(x).__name__}; needed is a number (real)")
     try:
         plain = float(x)
     except OverflowError:       # an int that no float can hold
-        plain = math.inf if x > 0 else -math.inf
+        plain = -math.inf if x < 0 else math.inf
     if not (low < plain if above else low <= plain) or not plain < high:
         raise ValueError(f"{name} = {x} is outside {'(' if above else '['}{low}, {high})")
     return plain
 
 
-def whole(name, x, low=1, high=2**63):
+def whole(name: str, x: Any, low: int = 1, high: int = 2**63) -> int:
     """x, an int or what stands for one (NumPy's), as a plain int in [low, high)."""
     try:
-        plain = operator.index(None if isinstance(x, BOOLS) else x)
+        if isinstance(x, BOOLS):
+            raise TypeError
+        plain = operator.index(x)
     except TypeError:
         raise TypeError(f"{name} = {x!r} must be an int of at least {low}") from None
     if not low <= plain < high:
@@ -97,21 +113,21 @@ def whole(name, x, low=1, high=2**63):
     return plain
 
 
-def flag(name, x):
+def flag(name: str, x: Any) -> bool:
     """x as a plain bool: True or False, also NumPy's."""
     if not isinstance(x, BOOLS):
         raise TypeError(f"{name} = {x!r} must be True or False")
     return bool(x)
 
 
-def choice(name, x, *choices):
+def choice(name: str, x: Any, *choices: str) -> str:
     """x, one of a few words, as a plain str."""
     if not isinstance(x, str) or x not in choices:
         raise ValueError(f"{name} = {x!r} is not one of {', '.join(map(repr, choices))}")
     return str(x)
 
 
-def seed(x):
+def seed(x: Any) -> int | None:
     """x as the plain int that starts a random stream, or None, which starts one of its own each time."""
     return None if x is None else whole("seed", x, 0, MOST_SEED)
 
@@ -127,7 +143,7 @@ ELSEWHERE = {
 }
 
 
-def nearest(name, names):
+def nearest(name: str, names: Iterable[str]) -> str | None:
     """The one of names that is most like `name`, or like what other programs call it; None where none is."""
     import difflib
 
@@ -136,13 +152,13 @@ def nearest(name, names):
     return others.get(near[0], near[0]) if near else None
 
 
-def names_nearest(function):
+def names_nearest(function: Function) -> Function:
     """A decorator: a keyword that the function does not take is refused with the name of the nearest that it takes."""
     code = function.__code__
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
     @wraps(function)
-    def checked(*arguments, **keywords):
+    def checked(*arguments: Any, **keywords: Any) -> Any:
         for name in keywords:
             if name not in names:
                 near = nearest(name, names)
@@ -154,4 +170,4 @@ def names_nearest(function):
                 raise TypeError(f"{called} takes no argument {name}; {hint}")
         return function(*arguments, **keywords)
 
-    return checked
+    return cast(Function, checked)

@@ -5,6 +5,8 @@ on_chunk(trainer), on_step(trainer), on_end(trainer).  None of these has on_step
 code at every step.  How often on_log is called is fit's `log_every`, or an attribute `every` of the callback's own.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import math
@@ -12,8 +14,14 @@ import os
 import shutil
 import sys
 import time
+from typing import TYPE_CHECKING, Any, TextIO
 
 from . import extras
+
+if TYPE_CHECKING:
+    from ._types import Path
+    from .history import History
+    from .trainer import Trainer
 
 REDRAW_SECONDS = 0.05       # a terminal line is not written more often
 
@@ -21,14 +29,14 @@ REDRAW_SECONDS = 0.05       # a terminal line is not written more often
 class _Stretch:
     """The numbers of a run since it was last asked."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Trainer) -> None:
         self.before = self.place(trainer.history)
 
     @staticmethod
-    def place(history):
+    def place(history: History) -> tuple[int, int, float]:
         return len(history), history.predictions, float(history.seconds[-1]) if len(history) else 0.0
 
-    def take(self, trainer, least=1):
+    def take(self, trainer: Trainer, least: int = 1) -> dict[str, Any]:
         """step, total_steps; loss: the mean of the last loss_steps steps, those since the last time, or `least` if that
         is more; lr, norm: of the last step; clipped: steps clipped since; seconds, predictions: of the run; per_second:
         predictions since."""
@@ -49,7 +57,7 @@ class _Stretch:
         }
 
 
-def fixed(x, digits, small=0.0):
+def fixed(x: float, digits: int, small: float = 0.0) -> str:
     """x with so many digits after the point, or with an exponent where that would be long, or it is below `small`."""
     return f"{x:.{digits}f}" if x == 0.0 or small <= x < 1e5 or not math.isfinite(x) else f"{x:.2e}"
 
@@ -68,11 +76,14 @@ class JsonLog:
         start:     step, total_steps, model, optimizer
     """
 
-    def __init__(self, path):
-        self.path = path
-        self.file = self.stretch = None
+    path: Path
+    file: TextIO | None
 
-    def on_start(self, trainer):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = None
+
+    def on_start(self, trainer: Trainer) -> None:
         self.mend()
         self.stretch = _Stretch(trainer)
         self.write(
@@ -80,13 +91,13 @@ class JsonLog:
             optimizer=repr(trainer.optimizer),
         )
 
-    def on_log(self, trainer):
+    def on_log(self, trainer: Trainer) -> None:
         self.write("log", **self.stretch.take(trainer))
 
-    def on_evaluate(self, trainer, step, loss):
+    def on_evaluate(self, trainer: Trainer, step: int, loss: float) -> None:
         self.write("evaluate", step=step, loss=loss)
 
-    def on_end(self, trainer):
+    def on_end(self, trainer: Trainer) -> None:
         history = trainer.history
         step, predictions, seconds = _Stretch.place(history)
         if self.file is not None:
@@ -94,7 +105,7 @@ class JsonLog:
             self.file.close()
             self.file = None
 
-    def write(self, event, **values):
+    def write(self, event: str, **values: object) -> None:
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         if self.file is None:
             self.file = open(self.path, "a", encoding="utf-8", buffering=1)     # noqa: SIM115 -- closed by on_end
@@ -106,7 +117,7 @@ class JsonLog:
                 file.close()
             raise OSError(error.errno, error.strerror, os.fspath(self.path)) from None
 
-    def mend(self):
+    def mend(self) -> None:
         """End the last line, where a run that was killed left it open."""
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             return              # a pipe or a terminal has no last line
@@ -124,20 +135,24 @@ class Progress:
     file: to write to (default: sys.stdout when the run starts).  unit: of predictions.
     """
 
-    def __init__(self, file=None, unit="tokens"):
+    file: TextIO | None
+    unit: str
+
+    def __init__(self, file: TextIO | None = None, unit: str = "tokens") -> None:
         self.file, self.unit = file, unit
-        self.bar = self.stretch = None
+        self.bar: Any = None
         self.shown = ""
 
-    def on_start(self, trainer):
+    def on_start(self, trainer: Trainer) -> None:
         self.out = self.file or sys.stdout
         self.terminal = self.out.isatty()
-        self.stretch, self.validation, self.drawn = _Stretch(trainer), [], time.monotonic()
+        self.stretch, self.drawn = _Stretch(trainer), time.monotonic()
+        self.validation: list[str] = []
         self.began = self.stretch.before
         if self.terminal:
             self.bar = self.make_bar(trainer)
 
-    def make_bar(self, trainer):
+    def make_bar(self, trainer: Trainer) -> Any:
         try:
             from tqdm import tqdm
         except ImportError:
@@ -151,11 +166,11 @@ class Progress:
             mininterval=REDRAW_SECONDS,
         )
 
-    def on_log(self, trainer):
+    def on_log(self, trainer: Trainer) -> None:
         if not self.terminal:
             print("  ".join(self.parts(self.stretch.take(trainer)).values()), file=self.out, flush=True)
 
-    def on_chunk(self, trainer):
+    def on_chunk(self, trainer: Trainer) -> None:
         ends = len(trainer.history) == trainer.total_steps or trainer.stop_reason is not None
         if not self.terminal or (time.monotonic() - self.drawn < REDRAW_SECONDS and not ends):
             return
@@ -175,7 +190,7 @@ class Progress:
         self.shown = "  ".join(parts.values())[:width]
         print(f"\r\x1b[K{self.shown}", end="", file=self.out, flush=True)
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         """Print text, above the line that is written over."""
         if self.bar is not None:
             self.bar.write(text, file=self.out)
@@ -184,10 +199,10 @@ class Progress:
         else:
             print(text, file=self.out, flush=True)
 
-    def losses(self, now):
+    def losses(self, now: dict[str, Any]) -> list[str]:
         return [f"mean loss {fixed(now['loss'], 4)}", *self.validation]
 
-    def parts(self, now):
+    def parts(self, now: dict[str, Any]) -> dict[str, str]:
         total = f"{now['total_steps']:,}"
         return {
             "step": f"step {now['step']:>{len(total)},}/{total}",
@@ -197,16 +212,16 @@ class Progress:
             "speed": f"{now['per_second']:,.0f} {self.unit}/s",
         }
 
-    def left(self, now):
+    def left(self, now: dict[str, Any]) -> str:
         """The time that is left, at the speed of the whole run."""
         each = (now["seconds"] - self.began[2]) / max(now["step"] - self.began[0], 1)
         seconds = round(each * (now["total_steps"] - now["step"]))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
-    def on_evaluate(self, trainer, step, loss):
+    def on_evaluate(self, trainer: Trainer, step: int, loss: float) -> None:
         self.validation = [f"val {fixed(loss, 4)}"]
 
-    def on_end(self, trainer):
+    def on_end(self, trainer: Trainer) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -222,26 +237,26 @@ class TensorBoard:
     logdir: a folder for the events; it is made.  Raises ImportError without tensorboardX.
     """
 
-    def __init__(self, logdir):
+    def __init__(self, logdir: Path) -> None:
         # Now rather than after on_start: what is missing should be said before any work is done.
         self.make_writer = extras.load("tensorboardX", "tensorboard", "a TensorBoard log").SummaryWriter
         self.logdir = logdir
-        self.writer = None
+        self.writer: Any = None
 
-    def on_start(self, trainer):
+    def on_start(self, trainer: Trainer) -> None:
         self.writer = self.make_writer(str(self.logdir), flush_secs=5)
         self.stretch = _Stretch(trainer)
 
-    def on_log(self, trainer):
+    def on_log(self, trainer: Trainer) -> None:
         now = self.stretch.take(trainer)
         self.writer.add_scalar("loss/train", now["loss"], now["step"])
         for name in ("lr", "norm", "clipped", "per_second"):
             self.writer.add_scalar(name, now[name], now["step"])
 
-    def on_evaluate(self, trainer, step, loss):
+    def on_evaluate(self, trainer: Trainer, step: int, loss: float) -> None:
         self.writer.add_scalar("loss/validation", loss, step)
 
-    def on_end(self, trainer):
+    def on_end(self, trainer: Trainer) -> None:
         if self.writer is not None:
             self.writer.close()
             self.writer = None

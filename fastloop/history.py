@@ -260,7 +260,7 @@ def _plain(array: Array) -> list[Any]:
     return [x if np.isfinite(x) else names.get(x, "NaN") for x in array.tolist()]
 
 
-def with_ending(path):
+def with_ending(path: Path) -> str:
     """The file name of a picture that was asked for under this one."""
     path = os.fsdecode(path)
     return path if os.path.splitext(path)[1] else f"{path}.png"

@@ -14,13 +14,20 @@ arrays will do, and whatever NumPy can view without a copy, such as a CPU torch 
 Sizes: N tokens, which may be 0; D embedding width, V vocabulary, T positions.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ._check import array, ids, number, separate, whole
 from ._core import variant
 
+if TYPE_CHECKING:
+    from ._types import Array, Number, View, Whole
 
-def embedding_forward(inputs, positions, wte, wpe, x):
+
+def embedding_forward(inputs: View, positions: View, wte: View, wpe: View, x: View) -> None:
     """Token plus position embedding: x[n] = wte[inputs[n]] + wpe[positions[n]].
 
     inputs : (N,) int64 in [0, V)
@@ -42,7 +49,7 @@ def embedding_forward(inputs, positions, wte, wpe, x):
     variant.embedding_forward(inputs, positions, wte, wpe, x)
 
 
-def embedding_backward(inputs, positions, dx, dwte, dwpe):
+def embedding_backward(inputs: View, positions: View, dx: View, dwte: View, dwpe: View) -> None:
     """The gradients of embedding_forward: dwte[inputs[n]] += dx[n], dwpe[positions[n]] += dx[n], n in order.
 
     inputs : (N,) int64 in [0, V)
@@ -64,7 +71,7 @@ def embedding_backward(inputs, positions, dx, dwte, dwpe):
     variant.embedding_backward(inputs, positions, dx, dwte, dwpe)
 
 
-def logits_forward(x, lm_head, logits):
+def logits_forward(x: View, lm_head: View, logits: View) -> None:
     """Logits: logits = x lm_head^T.
 
     x : (N, D)
@@ -79,7 +86,7 @@ def logits_forward(x, lm_head, logits):
     variant.logits_forward(x, lm_head, logits)
 
 
-def logits_backward(x, lm_head, dlogits, dx, dlm_head):
+def logits_backward(x: View, lm_head: View, dlogits: View, dx: View, dlm_head: View) -> None:
     """The gradients of logits_forward: dx = dlogits lm_head, dlm_head += dlogits^T x.
 
     x : (N, D)
@@ -99,7 +106,7 @@ def logits_backward(x, lm_head, dlogits, dx, dlm_head):
     variant.logits_backward(x, lm_head, dlogits, dx, dlm_head)
 
 
-def cross_entropy_forward(logits, targets, losses):
+def cross_entropy_forward(logits: View, targets: View, losses: View) -> None:
     """Softmax cross-entropy of each row: losses[n] = log(sum_v exp(logits[n, v])) - logits[n, targets[n]].
 
     logits : (N, V); -inf means a probability of zero
@@ -122,7 +129,7 @@ def cross_entropy_forward(logits, targets, losses):
     _require_finite(losses, logits, targets)
 
 
-def cross_entropy_backward(logits, targets, dlogits):
+def cross_entropy_backward(logits: View, targets: View, dlogits: View) -> float:
     """Return the mean loss in nats, and its gradient: dlogits = (softmax(logits) - one_hot(targets)) / N.
 
     logits : (N, V); -inf means a probability of zero
@@ -152,7 +159,7 @@ def cross_entropy_backward(logits, targets, dlogits):
     return loss
 
 
-def _require_finite(losses, logits, targets):
+def _require_finite(losses: Array, logits: Array, targets: Array) -> None:
     if not np.isfinite(losses).all():
         n = np.flatnonzero(~np.isfinite(losses))[0]
         v = targets[n]
@@ -163,8 +170,9 @@ def _require_finite(losses, logits, targets):
 
 
 def adam_step(
-    grad, param, m, v, *, lr, beta1, beta2, eps, t, weight_decay=0.0, decoupled=False, grad_scale=1.0, zero_grad=False
-):
+    grad: View, param: View, m: View, v: View, *, lr: Number, beta1: Number, beta2: Number, eps: Number, t: Whole,
+    weight_decay: Number = 0.0, decoupled: bool = False, grad_scale: Number = 1.0, zero_grad: bool = False,
+) -> None:
     """One step of Adam in place, in one pass over memory.
 
     grad, param, m, v : arrays of one shape, which may be empty.  param and the moments m and v (zeros before
@@ -193,20 +201,20 @@ def adam_step(
     m = array("m", m, grad.shape, writeable=True)
     v = array("v", v, grad.shape, writeable=True)
     separate({"param": param, "m": m, "v": v}, {"grad": grad})
-    number("lr", lr, 0)
-    number("beta1", beta1, 0, 1)
-    number("beta2", beta2, 0, 1)
-    number("eps", eps, 0, above=True)
+    lr = number("lr", lr, 0)
+    beta1 = number("beta1", beta1, 0, 1)
+    beta2 = number("beta2", beta2, 0, 1)
+    eps = number("eps", eps, 0, above=True)
     t = whole("t", t)
-    number("weight_decay", weight_decay, 0)
-    number("grad_scale", grad_scale, above=True)
+    weight_decay = number("weight_decay", weight_decay, 0)
+    grad_scale = number("grad_scale", grad_scale, above=True)
     variant.adam_step(
         grad.reshape(-1), param.reshape(-1), m.reshape(-1), v.reshape(-1),
         lr, beta1, beta2, eps, t, weight_decay, decoupled, grad_scale, zero_grad,
     )
 
 
-def grad_norm(grad):
+def grad_norm(grad: View) -> float:
     """Return the Euclidean norm sqrt(sum grad^2) of an array of any shape; 0.0 if it is empty.
 
     Neither overflows nor vanishes unless the norm itself does.  It is not finite where an element is not, so that one

@@ -9,13 +9,21 @@ n steps, counted from where that run began.
 `end` is always the factor that is reached after the last step and kept from then on.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import cos, nan, pi, sqrt
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._check import number, whole
+
+if TYPE_CHECKING:
+    from ._types import Floats, Number, Whole
+    from ._types import Schedule as Function
 
 __all__ = [
     "constant",
@@ -32,7 +40,7 @@ __all__ = [
 ]
 
 
-def constant(factor=1.0):
+def constant(factor: Number = 1.0) -> Schedule:
     """The same factor at every step.
 
     factor: at least 0.
@@ -41,7 +49,7 @@ def constant(factor=1.0):
     return _describe(lambda step: factor, constant, factor=factor)
 
 
-def linear(steps=None, end=0.0):
+def linear(steps: Whole | None = None, end: Number = 0.0) -> Schedule:
     """From 1 down to `end` in a straight line: 1 - (1 - end) step / steps.
 
     steps: length, at least 1; None takes it from fit.  end: at least 0.
@@ -54,7 +62,7 @@ def linear(steps=None, end=0.0):
     return _describe(lambda step: 1.0 - slope * step / steps if step < steps else end, linear, steps=steps, end=end)
 
 
-def cosine(steps=None, end=0.0):
+def cosine(steps: Whole | None = None, end: Number = 0.0) -> Schedule:
     """From 1 down to `end` along half a cosine: end + (1 - end) (1 + cos(pi step / steps)) / 2.
 
     steps: length, at least 1; None takes it from fit.  end: the floor, at least 0.
@@ -66,13 +74,13 @@ def cosine(steps=None, end=0.0):
         return _unbound(cosine, end=end)
     steps = whole("steps", steps)
 
-    def factor(step):
+    def factor(step: int) -> float:
         return end + (1.0 - end) * 0.5 * (1.0 + cos(pi * step / steps)) if step < steps else end
 
     return _describe(factor, cosine, steps=steps, end=end)
 
 
-def exponential(steps=None, end=0.01):
+def exponential(steps: Whole | None = None, end: Number = 0.01) -> Schedule:
     """From 1 down to `end` by the same ratio each step: end^(step / steps).
 
     steps: length, at least 1; None takes it from fit.  end: greater than 0.
@@ -86,7 +94,7 @@ def exponential(steps=None, end=0.01):
     return _describe(lambda step: end ** (step / steps) if step < steps else end, exponential, steps=steps, end=end)
 
 
-def step_decay(every, gamma=0.1):
+def step_decay(every: Whole, gamma: Number = 0.1) -> Schedule:
     """A staircase: gamma^floor(step / every).
 
     every: steps from one fall to the next, at least 1.  gamma: ratio of a fall, greater than 0.
@@ -95,7 +103,7 @@ def step_decay(every, gamma=0.1):
     return _describe(lambda step: gamma ** (step // every), step_decay, every=every, gamma=gamma)
 
 
-def inverse_sqrt(timescale):
+def inverse_sqrt(timescale: Whole) -> Schedule:
     """From 1 down as one over the root of the step, without end: sqrt(timescale / (timescale + step)).
 
     timescale: steps, at least 1; after three times as many the factor is a half.
@@ -107,7 +115,9 @@ def inverse_sqrt(timescale):
     return _describe(lambda step: sqrt(timescale / (timescale + step)), inverse_sqrt, timescale=timescale)
 
 
-def one_cycle(steps=None, pct_start=0.3, div_factor=25.0, final_div_factor=1e4):
+def one_cycle(
+    steps: Whole | None = None, pct_start: Number = 0.3, div_factor: Number = 25.0, final_div_factor: Number = 1e4
+) -> Schedule:
     """Up to 1 and down again, each along half a cosine; the last step has the smallest factor.
 
     With `low` = 1 / div_factor, from low at step 0 to 1 at step pct_start steps - 1, then to low / final_div_factor at
@@ -128,7 +138,7 @@ def one_cycle(steps=None, pct_start=0.3, div_factor=25.0, final_div_factor=1e4):
     steps = whole("steps", steps, 2)
     peak, last = pct_start * steps - 1.0, steps - 1
 
-    def factor(step):
+    def factor(step: int) -> float:
         if step < peak:
             return 1.0 + (low - 1.0) * 0.5 * (1.0 + cos(pi * step / peak))
         return end + (1.0 - end) * 0.5 * (1.0 + cos(pi * (step - peak) / (last - peak))) if step < last else end
@@ -136,7 +146,7 @@ def one_cycle(steps=None, pct_start=0.3, div_factor=25.0, final_div_factor=1e4):
     return _describe(factor, one_cycle, steps=steps, **shape)
 
 
-def warmup_stable_decay(warmup, decay, steps=None, end=0.0):
+def warmup_stable_decay(warmup: Whole, decay: Whole, steps: Whole | None = None, end: Number = 0.0) -> Schedule:
     """Up as `warmup` does, then 1, and over the last `decay` steps down to `end` in a straight line.
 
     warmup, decay: steps, at least 0 and 1.  steps: of the whole, at least warmup + decay; None takes it from fit.
@@ -153,7 +163,7 @@ def warmup_stable_decay(warmup, decay, steps=None, end=0.0):
         raise ValueError(f"steps = {steps} has no room for a warm-up of {warmup} and a decay of {decay}")
     turn = steps - decay
 
-    def factor(step):
+    def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
         if step < turn:
@@ -163,7 +173,7 @@ def warmup_stable_decay(warmup, decay, steps=None, end=0.0):
     return _describe(factor, warmup_stable_decay, warmup=warmup, decay=decay, steps=steps, end=end)
 
 
-def warmup(steps, schedule=None):
+def warmup(steps: Whole, schedule: Function | None = None) -> Schedule:
     """A straight line up to a schedule, which then begins: (step + 1) / (steps + 1) times its first factor.
 
     steps: length of the line, at least 0.  schedule: any function of the step, counted from the end of the line
@@ -173,19 +183,20 @@ def warmup(steps, schedule=None):
     """
     steps = whole("steps", steps, 0)
     schedule = constant() if schedule is None else _function("schedule", schedule)
-    if hasattr(schedule, "for_steps"):
-        return _unbound(warmup, _rest(steps, lambda rest: warmup(steps, schedule.for_steps(rest))),
+    bind = getattr(schedule, "for_steps", None)
+    if bind is not None:
+        return _unbound(warmup, _rest(steps, lambda rest: warmup(steps, bind(rest))),
                         steps=steps, schedule=schedule)
 
     then = plain(schedule)
 
-    def factor(step):
+    def factor(step: int) -> float:
         return then(step - steps) if step >= steps else then(0) * (step + 1) / (steps + 1)
 
     return _describe(factor, warmup, steps=steps, schedule=schedule)
 
 
-def join(schedules, boundaries):
+def join(schedules: Sequence[Function], boundaries: Sequence[Whole]) -> Schedule:
     """Schedules end to end: each is counted from the boundary where it begins.
 
     schedules: list of functions of the step, at least one.  boundaries: the steps at which the second and those after
@@ -200,8 +211,9 @@ def join(schedules, boundaries):
     for i, (a, b) in enumerate(zip(starts, boundaries, strict=False)):
         if b <= a:
             raise ValueError(f"boundaries[{i}] = {b} must be greater than {a}")
-        if hasattr(schedules[i], "for_steps"):
-            schedules[i] = schedules[i].for_steps(b - a)
+        part = schedules[i]
+        if hasattr(part, "for_steps"):
+            schedules[i] = part.for_steps(b - a)
     *before, last = schedules
     if hasattr(last, "for_steps"):
         return _unbound(join, _rest(starts[-1], lambda rest: join([*before, last.for_steps(rest)], boundaries)),
@@ -209,14 +221,14 @@ def join(schedules, boundaries):
 
     parts = list(map(plain, schedules))
 
-    def factor(step):
+    def factor(step: int) -> float:
         i = max(0, bisect_right(starts, step) - 1)
         return parts[i](step - starts[i])
 
     return _describe(factor, join, schedules=schedules, boundaries=boundaries)
 
 
-def from_spec(spec):
+def from_spec(spec: Mapping[str, Any]) -> Schedule:
     """The schedule that a `spec` describes.
 
     Raises ValueError where it is not one that this module writes.
@@ -228,7 +240,7 @@ def from_spec(spec):
         raise ValueError(f"not the description of a schedule: {spec!r}") from error
 
 
-_MAKERS = {
+_MAKERS: dict[str, Callable[..., Schedule]] = {
     make.__name__: make
     for make in (
         constant, cosine, exponential, inverse_sqrt, join, linear, one_cycle, step_decay, warmup, warmup_stable_decay,
@@ -236,7 +248,7 @@ _MAKERS = {
 }
 
 
-def rate(lr, factor):
+def rate(lr: float, factor: Any) -> float:
     """lr times what a schedule gave, as a float; NaN where that is no real number."""
     if type(factor) is float:
         return lr * factor
@@ -248,7 +260,7 @@ def rate(lr, factor):
         return nan
 
 
-def rates(lr, factors):
+def rates(lr: float, factors: Iterable[Any]) -> Floats:
     """The same for many: float64 (len(factors),)."""
     try:
         with np.errstate(all="ignore"):
@@ -260,18 +272,18 @@ def rates(lr, factors):
     return np.array([rate(lr, factor) for factor in factors])
 
 
-def is_maker(value):
+def is_maker(value: object) -> bool:
     """Whether value is a function of this module that makes schedules, such as linear, rather than a schedule."""
     return value in _MAKERS.values()
 
 
-def _from_plain(value):
+def _from_plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_from_plain(v) for v in value]
     return from_spec(value) if isinstance(value, dict) else value
 
 
-def _to_plain(value):
+def _to_plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_to_plain(v) for v in value]
     return value.spec if callable(value) else value
@@ -280,40 +292,46 @@ def _to_plain(value):
 class Schedule:
     """A function of the step that a maker here made: it shows, copies and pickles as that call."""
 
-    def __init__(self, factor, make, arguments):
+    # Neither is there of every schedule: ask with hasattr.
+    spec: dict[str, Any]
+    for_steps: Callable[[int], Schedule]
+
+    def __init__(self, factor: Function, make: Callable[..., Schedule], arguments: dict[str, Any]) -> None:
         self._factor, self._made = factor, (make, arguments)
         with suppress(AttributeError):      # of a user's own function, which only the user can make again
             self.spec = {"name": make.__name__, **{name: _to_plain(value) for name, value in arguments.items()}}
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         return self._factor(step)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return _call, self._made
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         make, arguments = self._made
         return f"{make.__name__}({', '.join(f'{k}={v!r}' for k, v in arguments.items() if v is not None)})"
 
 
-def plain(schedule):
+def plain(schedule: Function) -> Function:
     """The same schedule as a Python function, for loops in which 0.1 us a call counts."""
     return schedule._factor if isinstance(schedule, Schedule) else schedule
 
 
-def _call(make, arguments):
+def _call(make: Callable[..., Schedule], arguments: dict[str, Any]) -> Schedule:
     return make(**arguments)
 
 
-def _describe(factor, make, /, **arguments):
+def _describe(factor: Function, make: Callable[..., Schedule], /, **arguments: Any) -> Schedule:
     return Schedule(factor, make, arguments)
 
 
-def _unbound(make, for_steps=None, /, **arguments):
+def _unbound(
+    make: Callable[..., Schedule], for_steps: Callable[[int], Schedule] | None = None, /, **arguments: Any
+) -> Schedule:
     """What stands for a schedule until fit gives it a length."""
     name = make.__name__
 
-    def unbound(step):
+    def unbound(step: int) -> float:
         raise ValueError(f"{name}() takes its length from fit; by hand say how long, as in linear(steps=1000)")
 
     if for_steps is None:
@@ -325,9 +343,9 @@ def _unbound(make, for_steps=None, /, **arguments):
     return schedule
 
 
-def _rest(used, bind):
+def _rest(used: Whole, bind: Callable[[int], Schedule]) -> Callable[[int], Schedule]:
     """A for_steps that hands on what `used` steps leave of a run."""
-    def for_steps(n):
+    def for_steps(n: int) -> Schedule:
         if whole("steps", n) <= used:
             raise ValueError(f"a run of {n} steps leaves nothing to a schedule whose last part begins at step {used}")
         return bind(n - used)
@@ -335,13 +353,13 @@ def _rest(used, bind):
     return for_steps
 
 
-def _function(name, value):
+def _function(name: str, value: Any) -> Any:
     if not callable(value):
         raise TypeError(f"{name} must be a function of the step, got {value!r}")
     return value
 
 
-def _list(name, value):
+def _list(name: str, value: Any) -> Any:
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"{name} must be a list, got {value!r}")
     return value
