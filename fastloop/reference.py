@@ -8,16 +8,23 @@ Sizes: N tokens, D embedding width, V vocabulary, T positions.  The forward func
 well, all of them complex, so that complex-step derivatives can be had from them.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ._types import Array
 
 # Adam's moments below this are set to zero: decayed further they would become subnormal, and arithmetic on
 # subnormal numbers is tens of times slower.
 TINY = 1e-290
 
 
-def embedding_forward(inputs, positions, wte, wpe, x):
+def embedding_forward(inputs: Array, positions: Array, wte: Array, wpe: Array, x: Array) -> None:
     """x[n] = wte[inputs[n]] + wpe[positions[n]].
 
     inputs, positions : (N,) int64; wte : (V, D); wpe : (T, D).  x : (N, D), overwritten.
@@ -26,7 +33,7 @@ def embedding_forward(inputs, positions, wte, wpe, x):
     x += wpe.take(positions, axis=0)
 
 
-def embedding_backward(inputs, positions, dx, dwte, dwpe):
+def embedding_backward(inputs: Array, positions: Array, dx: Array, dwte: Array, dwpe: Array) -> None:
     """dwte[inputs[n]] += dx[n] and dwpe[positions[n]] += dx[n], for every n.
 
     inputs, positions : (N,) int64; dx : (N, D).  dwte : (V, D) and dwpe : (T, D), added to.
@@ -35,7 +42,7 @@ def embedding_backward(inputs, positions, dx, dwte, dwpe):
     _scatter_add(positions, dx, dwpe)
 
 
-def _scatter_add(ids, rows, table):
+def _scatter_add(ids: Array, rows: Array, table: Array) -> None:
     if ids.size > 16 and len(table) <= 256:
         # np.add.at takes the rows one by one; a product with one-hot rows is several times faster here.
         one_hot = np.zeros((len(table), ids.size))
@@ -45,7 +52,7 @@ def _scatter_add(ids, rows, table):
         np.add.at(table, ids, rows)
 
 
-def logits_forward(x, lm_head, logits):
+def logits_forward(x: Array, lm_head: Array, logits: Array) -> None:
     """logits = x lm_head^T.
 
     x : (N, D); lm_head : (V, D).  logits : (N, V), overwritten.
@@ -53,7 +60,7 @@ def logits_forward(x, lm_head, logits):
     np.matmul(x, lm_head.T, out=logits)
 
 
-def logits_backward(x, lm_head, dlogits, dx, dlm_head):
+def logits_backward(x: Array, lm_head: Array, dlogits: Array, dx: Array, dlm_head: Array) -> None:
     """dx = dlogits lm_head and dlm_head += dlogits^T x.
 
     x : (N, D); lm_head : (V, D); dlogits : (N, V).  dx : (N, D), overwritten; dlm_head : (V, D), added to.
@@ -62,7 +69,7 @@ def logits_backward(x, lm_head, dlogits, dx, dlm_head):
     dlm_head += dlogits.T @ x
 
 
-def cross_entropy_forward(logits, targets, losses):
+def cross_entropy_forward(logits: Array, targets: Array, losses: Array) -> None:
     """losses[n] = log(sum_v exp(logits[n, v])) - logits[n, targets[n]], in nats.
 
     logits : (N, V); targets : (N,) int64.  losses : (N,), overwritten.
@@ -74,7 +81,7 @@ def cross_entropy_forward(logits, targets, losses):
     losses[:] = _softmax(logits, targets, np.empty_like(logits))[0]
 
 
-def cross_entropy_backward(logits, targets, dlogits):
+def cross_entropy_backward(logits: Array, targets: Array, dlogits: Array) -> Any:
     """Return the mean of the losses, and its gradient: dlogits = (softmax(logits) - one_hot(targets)) / N.
 
     logits : (N, V); targets : (N,) int64.  dlogits : (N, V), overwritten.
@@ -84,7 +91,7 @@ def cross_entropy_backward(logits, targets, dlogits):
     return losses.mean()
 
 
-def _softmax(logits, targets, e):
+def _softmax(logits: Array, targets: Array, e: Array) -> tuple[Array, Array, Array]:
     """Return losses (N,), and for the gradient sum_v e (N,) and the same without the target's e (N,).
 
     e : (N, V), overwritten with exp(logits - max).
@@ -101,7 +108,7 @@ def _softmax(logits, targets, e):
     return losses, 1.0 + rest, others
 
 
-def _softmax_grad(e, targets, weights, total, others):
+def _softmax_grad(e: Array, targets: Array, weights: Any, total: Array, others: Array) -> None:
     """e, overwritten with weights (e / total - one_hot(targets)); p - 1 is taken as -others / total."""
     scale = weights / total
     e *= scale[:, None]
@@ -109,8 +116,9 @@ def _softmax_grad(e, targets, weights, total, others):
 
 
 def adam_step(
-    grad, param, m, v, *, lr, beta1, beta2, eps, t, weight_decay=0.0, decoupled=False, grad_scale=1.0, zero_grad=False
-):
+    grad: Array, param: Array, m: Array, v: Array, *, lr: float, beta1: float, beta2: float, eps: float, t: int,
+    weight_decay: float = 0.0, decoupled: bool = False, grad_scale: float = 1.0, zero_grad: bool = False,
+) -> None:
     """One step of Adam (Kingma and Ba 2015, algorithm 1) over arrays of one shape; t = 1 for the first step.
 
     With g = grad_scale grad (+ weight_decay param, unless decoupled):
@@ -152,7 +160,7 @@ def adam_step(
         grad.fill(0.0)
 
 
-def grad_norm(grad):
+def grad_norm(grad: Array) -> Any:
     """sqrt(sum grad^2) of an array of any shape; scaled by the largest, so that no square overflows or vanishes."""
     grad = grad.reshape(-1)
     largest = np.abs(grad).max(initial=0.0)
@@ -174,7 +182,7 @@ class BigramStep:
     m and v; t, the steps taken.
     """
 
-    def __init__(self, params, V, D, T, N=8):
+    def __init__(self, params: Array, V: int, D: int, T: int, N: int = 8) -> None:
         self.params = params
         self.grads, self.m, self.v = np.zeros((3, params.size), params.dtype)
         self.wte, self.wpe, self.lm_head = self._tensors(self.params, V, D, T)
@@ -184,14 +192,14 @@ class BigramStep:
         self.t = 0
 
     @staticmethod
-    def _tensors(flat, V, D, T):
+    def _tensors(flat: Array, V: int, D: int, T: int) -> Any:
         wte, wpe, lm_head = np.split(flat, [V * D, (V + T) * D])
         return wte.reshape(V, D), wpe.reshape(T, D), lm_head.reshape(V, D)
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         self.grads.fill(0.0)
 
-    def forward(self, inputs, targets, positions, weights):
+    def forward(self, inputs: Array, targets: Array, positions: Array, weights: Any) -> Any:
         """The loss sum_n weights[n] loss[n] of a batch: four arrays (N,), of which backward keeps hold.
 
         For the mean over each document's positions, and then over the B documents, a weight is
@@ -204,7 +212,7 @@ class BigramStep:
         losses, self._total, self._others = _softmax(self._logits[:N], targets, self._e[:N])
         return losses @ weights
 
-    def backward(self):
+    def backward(self) -> None:
         """Add the gradient of the last forward's loss to grads."""
         inputs, targets, positions, weights = self._batch
         N = len(inputs)
@@ -212,7 +220,9 @@ class BigramStep:
         logits_backward(self._x[:N], self.lm_head, self._e[:N], self._dx[:N], self.dlm_head)
         embedding_backward(inputs, positions, self._dx[:N], self.dwte, self.dwpe)
 
-    def step(self, lr, beta1=0.85, beta2=0.99, eps=1e-8, grad_scale=1.0):
+    def step(
+        self, lr: float, beta1: float = 0.85, beta2: float = 0.99, eps: float = 1e-8, grad_scale: float = 1.0
+    ) -> None:
         """One step of Adam on params, from grads."""
         self.t += 1
         adam_step(
@@ -238,7 +248,7 @@ class GPTStep:
     Attributes: params and grads (flat); the moments m and v; t, the steps taken; logits (N, V) of the last forward.
     """
 
-    def __init__(self, params, V, D, T, n_layer=1, n_head=4):
+    def __init__(self, params: Array, V: int, D: int, T: int, n_layer: int = 1, n_head: int = 4) -> None:
         self.params = params
         self.grads, self.m, self.v = np.zeros((3, params.size), params.dtype)
         self.D, self.n_head = D, n_head
@@ -247,17 +257,17 @@ class GPTStep:
         self.t = 0
 
     @staticmethod
-    def _tensors(flat, V, D, T, n_layer):
+    def _tensors(flat: Array, V: int, D: int, T: int, n_layer: int) -> Any:
         """wte, wpe, a tuple (wq wk wv in one, wo, fc1, fc2) for each layer, lm_head."""
         shapes = [(V, D), (T, D)] + [(3 * D, D), (D, D), (4 * D, D), (D, 4 * D)] * n_layer + [(V, D)]
         pieces = np.split(flat, np.cumsum([rows * columns for rows, columns in shapes])[:-1])
         wte, wpe, *layers, lm_head = [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
         return wte, wpe, [layers[i : i + 4] for i in range(0, 4 * n_layer, 4)], lm_head
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         self.grads.fill(0.0)
 
-    def forward(self, inputs, targets, positions, weights):
+    def forward(self, inputs: Array, targets: Array, positions: Array, weights: Any) -> Any:
         """The loss sum_n weights[n] loss[n] of a batch: four arrays (N,), of which backward keeps hold.
 
         A document begins wherever positions is 0.
@@ -284,7 +294,7 @@ class GPTStep:
         losses, self._total, self._others = _softmax(self.logits, targets, self._e)
         return losses @ weights
 
-    def backward(self):
+    def backward(self) -> None:
         """Add the gradient of the last forward's loss to grads."""
         inputs, targets, positions, weights = self._batch
         _softmax_grad(self._e, targets, weights, self._total, self._others)
@@ -306,7 +316,9 @@ class GPTStep:
         dx = _rmsnorm_backward(dx, *self._embedded)
         embedding_backward(inputs, positions, dx, self.dwte, self.dwpe)
 
-    def step(self, lr, beta1=0.85, beta2=0.99, eps=1e-8, grad_scale=1.0):
+    def step(
+        self, lr: float, beta1: float = 0.85, beta2: float = 0.99, eps: float = 1e-8, grad_scale: float = 1.0
+    ) -> None:
         """One step of Adam on params, from grads."""
         self.t += 1
         adam_step(
@@ -314,7 +326,7 @@ class GPTStep:
             lr=lr, beta1=beta1, beta2=beta2, eps=eps, t=self.t, grad_scale=grad_scale,
         )
 
-    def _pad(self, positions):
+    def _pad(self, positions: Array) -> None:
         """For attention: (B, L) row numbers that put each document on a line, and which of them are real."""
         first = np.flatnonzero(positions == 0)
         lengths = np.diff(first, append=len(positions))
@@ -323,16 +335,16 @@ class GPTStep:
         self._rows = np.minimum(first[:, None] + t, len(positions) - 1)
         self._hidden = np.where(t[:, None] < t, -np.inf, 0.0)    # (L, L), added to the scores of query, key
 
-    def _heads(self, rows):
+    def _heads(self, rows: Array) -> Array:
         """rows (N, D) as (B, n_head, L, head size)."""
         B, L = self._rows.shape
         return rows[self._rows].reshape(B, L, self.n_head, -1).transpose(0, 2, 1, 3)
 
-    def _rows_of(self, heads):
+    def _rows_of(self, heads: Array) -> Array:
         """The real rows (N, D) of (B, n_head, L, head size)."""
         return heads.transpose(0, 2, 1, 3)[self._real].reshape(-1, self.D)
 
-    def _attend(self, qkv):
+    def _attend(self, qkv: Array) -> tuple[Array, tuple[Array, ...]]:
         """o (N, D) of qkv (N, 3 D), and what backward needs.
 
         A query past its document's end is dropped; a key there is after every real query, so the causal mask hides it.
@@ -346,7 +358,7 @@ class GPTStep:
         p /= p.sum(axis=3, keepdims=True)
         return self._rows_of(p @ v), (q, k, v, p)
 
-    def _attend_backward(self, do, attention):
+    def _attend_backward(self, do: Array, attention: tuple[Array, ...]) -> Array:
         q, k, v, p = attention
         do = self._heads(do)
         do *= self._real[:, None, :, None]
@@ -358,13 +370,13 @@ class GPTStep:
         return np.concatenate([self._rows_of(d) for d in (ds @ k, ds.swapaxes(2, 3) @ q, dv)], axis=1)
 
 
-def _rmsnorm(x):
+def _rmsnorm(x: Array) -> tuple[Array, Array]:
     """y = x s and s = 1 / sqrt(mean(x^2) + 1e-5), for the rows of x (N, D)."""
     s = 1.0 / np.sqrt(np.einsum("nd,nd->n", x, x) * (1.0 / x.shape[1]) + 1e-5)[:, None]
     return x * s, s
 
 
-def _rmsnorm_backward(dy, y, s):
+def _rmsnorm_backward(dy: Array, y: Array, s: Array) -> Array:
     """dx = s (dy - y mean(dy y)) of y, s = _rmsnorm(x); dy is overwritten."""
     dy -= y * (np.einsum("nd,nd->n", dy, y) * (1.0 / y.shape[1]))[:, None]
     dy *= s
@@ -384,7 +396,9 @@ class MLPStep:
     m and v; t, the steps taken.
     """
 
-    def __init__(self, params, widths, activation="relu", loss="mse", N=8):
+    def __init__(
+        self, params: Array, widths: Sequence[int], activation: str = "relu", loss: str = "mse", N: int = 8
+    ) -> None:
         self.params = params
         self.grads, self.m, self.v = np.zeros((3, params.size), params.dtype)
         self.layers, self.dlayers = self._tensors(self.params, widths), self._tensors(self.grads, widths)
@@ -394,17 +408,17 @@ class MLPStep:
         self.t = 0
 
     @staticmethod
-    def _tensors(flat, widths):
+    def _tensors(flat: Array, widths: Sequence[int]) -> Any:
         layers = []
         for n_in, n_out in pairwise(widths):
             weight, bias, flat = np.split(flat, [n_out * n_in, n_out * n_in + n_out])
             layers.append((weight.reshape(n_out, n_in), bias))
         return layers
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         self.grads.fill(0.0)
 
-    def outputs(self, X):
+    def outputs(self, X: Array) -> Array:
         """What the last layer gives for X (N, in): values or logits (N, out), overwritten by the next call."""
         self._x = [X]
         for i, (weight, bias) in enumerate(self.layers):
@@ -416,7 +430,7 @@ class MLPStep:
             self._x.append(a)
         return a
 
-    def forward(self, X, y):
+    def forward(self, X: Array, y: Array) -> Any:
         """The mean loss of a batch: X (N, in), and y (N, out) or, with cross-entropy, class ids (N,).
 
         The squared error is averaged over the outputs as well.  backward keeps hold of both arrays.
@@ -429,7 +443,7 @@ class MLPStep:
         np.subtract(out, y, out=da)
         return np.vdot(da.conj(), da) / da.size
 
-    def backward(self):
+    def backward(self) -> None:
         """Add the gradient of the last forward's loss to grads."""
         N = len(self._y)
         dz = self._da[-1][:N]
@@ -448,7 +462,9 @@ class MLPStep:
             da *= 1.0 - x * x if self.activation == "tanh" else x > 0.0
             dz = da
 
-    def step(self, lr, beta1=0.9, beta2=0.999, eps=1e-8, grad_scale=1.0):
+    def step(
+        self, lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, grad_scale: float = 1.0
+    ) -> None:
         """One step of Adam on params, from grads."""
         self.t += 1
         adam_step(

@@ -329,11 +329,17 @@ def test_a_loss_that_is_not_finite_names_its_row(variant, name):
 # --- names and signatures -------------------------------------------------------------------------------------
 
 
+def untyped(function):
+    """Its signature: names, kinds and defaults."""
+    signature = inspect.signature(function)
+    return [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_twin_and_compiled_function_have_the_kernel_s_signature(variant, name):
-    signature = inspect.signature(getattr(kernels, name))
-    assert inspect.signature(getattr(reference, name)) == signature
-    assert list(inspect.signature(getattr(variant, name)).parameters) == list(signature.parameters)
+    signature, twin = untyped(getattr(kernels, name)), untyped(getattr(reference, name))
+    assert twin == signature
+    assert list(inspect.signature(getattr(variant, name)).parameters) == [parameter.name for parameter in signature]
 
 
 def test_every_kernel_is_here():
