@@ -120,7 +120,7 @@ def flag(name: str, x: Any) -> bool:
     return bool(x)
 
 
-def choice(name: str, x: Any, *choices: str) -> str:
+def choice(name: str, x: Any, *choices: str) -> Any:
     """x, one of a few words, as a plain str."""
     if not isinstance(x, str) or x not in choices:
         raise ValueError(f"{name} = {x!r} is not one of {', '.join(map(repr, choices))}")

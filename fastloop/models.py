@@ -1,8 +1,12 @@
 """Models: configuration, initial weights, and the wiring to their compiled passes.  No training logic lives here."""
 
+from __future__ import annotations
+
 import copy
 import json
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 
@@ -14,6 +18,12 @@ from .data import hold_out, pack
 from .errors import DataError
 from .params import Params
 from .tokenizer import as_docs
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from typing_extensions import Self
+
+    from ._types import Activation, Array, Floats, Ints, Loss, Number, Path, Shape, Tokenizer, Whole
 
 PREDICTIONS = 1024      # whose logits are computed at a time
 SIDE_BY_SIDE = 8        # documents that are generated at a time: what a compiled panel holds
@@ -27,14 +37,19 @@ class Model:
     memory from numpy.random.default_rng(seed).
     """
 
-    def __init__(self, shapes, seed, init_std):
+    config_names: ClassVar[tuple[str, ...]]     # the arguments that say the model's shape, which are attributes too
+    params: Params
+    grads: Params
+    gate: _core.variant.Gate
+
+    def __init__(self, shapes: Mapping[str, Shape], seed: Whole | None, init_std: Number) -> None:
         seed, init_std = checked_seed(seed), number("init_std", init_std, 0.0, MOST_STD)
         self.params = Params(shapes)
         self.grads = Params(shapes)
         self._wire()
         self.params.flat[:] = np.random.default_rng(seed).normal(0.0, init_std, self.num_params)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: object) -> None:
         # Compiled passes and optimisers point into these buffers, and have copies of the sizes; they would not follow.
         if name in ("params", "grads") and name in vars(self):
             raise AttributeError(f"{name} stays the model's own: write into it, model.{name}.flat[:] = values")
@@ -42,52 +57,54 @@ class Model:
             raise AttributeError(f"{name} is fixed when a model is made; make a new one")
         super().__setattr__(name, value)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         self.gate.check_whole("copying or pickling a model")
         return {name: value for name, value in vars(self).items() if name not in ("gate", "_spare")}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._wire()
 
-    def _wire(self):
+    def _wire(self) -> None:
         self.gate = _core.variant.Gate()
-        self._spare = []            # what stepper made and nobody uses now
+        self._spare: list[Any] = []     # what stepper made and nobody uses now
 
-    def __copy__(self):
+    def __copy__(self) -> Self:
         return copy.deepcopy(self)      # half a copy would train the original
 
     @property
-    def num_params(self):
+    def num_params(self) -> int:
         return self.params.flat.size
 
     @property
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """The arguments that make a model of the same shape."""
         return {name: getattr(self, name) for name in self.config_names}
 
     @property
-    def classes(self):
+    def classes(self) -> Array | None:
         """The labels of the outputs, where a model gives classes and they are known."""
         return None
 
-    def make_core(self):
+    def make_core(self) -> _core.variant.Model:
         """New compiled passes over the buffers, with a workspace of their own."""
         raise NotImplementedError
 
-    def make_data(self, docs, y=None, tokenizer=None):
+    def make_data(
+        self, docs: Any, y: ArrayLike | None = None, tokenizer: Tokenizer | None = None
+    ) -> tuple[_core.variant.Data, int]:
         """The compiled data of docs (or arrays), and how many documents were cut."""
         raise NotImplementedError
 
-    def hold_out(self, data, y, share, seed):
+    def hold_out(self, data: Any, y: ArrayLike | None, share: float, seed: int) -> tuple[tuple[Any, Any], Any]:
         """(data, y) to train on and data for validation: a share of them set aside, at random but for a text."""
         raise NotImplementedError
 
-    def make_batch(self, data):
+    def make_batch(self, data: Any) -> _core.variant.TokenBatch | _core.variant.ArrayBatch:
         """An empty batch of that data."""
         raise NotImplementedError
 
-    def save_safetensors(self, path, tokenizer=None):
+    def save_safetensors(self, path: Path, tokenizer: Tokenizer | None = None) -> None:
         """Write the parameters alone, under their names, as float64 (extra: safetensors), whole or not at all.
 
         The file's metadata are the model's class and config and, where it is given, the tokenizer, as JSON.
@@ -99,7 +116,7 @@ class Model:
             metadata["tokenizer"] = json.dumps(tokenizer.to_dict())
         checkpoint.atomically(path, numpy.save(dict(self.params), metadata=metadata))
 
-    def load_safetensors(self, path):
+    def load_safetensors(self, path: Path) -> None:
         """Take the parameters from a file that holds tensors of these names and shapes, and no others.
 
         float32 and float16 are widened.  Raises ValueError before any change where it does not fit (extra as above).
@@ -115,11 +132,11 @@ class Model:
         for name, value in tensors.items():
             self.params[name] = value
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
 
 
-def safetensors():
+def safetensors() -> Any:
     """The module safetensors.numpy, or an ImportError that says how to get it."""
     return extras.load("safetensors.numpy", "safetensors", "a safetensors file")
 
@@ -127,7 +144,13 @@ def safetensors():
 class LanguageModel(Model):
     """A model of the next token, trained on documents through a tokenizer."""
 
-    def make_data(self, docs, y=None, tokenizer=None):
+    vocab_size: int
+    n_embd: int
+    block_size: int
+
+    def make_data(
+        self, docs: Any, y: ArrayLike | None = None, tokenizer: Tokenizer | None = None
+    ) -> tuple[_core.variant.TokenData, int]:
         if y is not None:
             raise TypeError(f"{type(self).__name__} learns from documents alone; y serves models over arrays")
         if tokenizer is None:
@@ -136,15 +159,15 @@ class LanguageModel(Model):
             raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {self.vocab_size}")
         return pack(docs, tokenizer, self.block_size)
 
-    def hold_out(self, docs, y, share, seed):
+    def hold_out(self, docs: Any, y: ArrayLike | None, share: float, seed: int) -> tuple[tuple[Any, Any], Any]:
         docs, held = hold_out(docs, share, seed)
         return (docs, y), held
 
-    def make_batch(self, data):
+    def make_batch(self, data: Any) -> _core.variant.TokenBatch:
         return _core.variant.TokenBatch(data)
 
     @classmethod
-    def from_safetensors(cls, path):
+    def from_safetensors(cls, path: Path) -> Self:
         """The model that save_safetensors wrote, with the sizes in the file's metadata (extra: safetensors).
 
         CharTokenizer.from_safetensors(path) brings its tokenizer.  Raises ValueError where the file holds another model
@@ -164,11 +187,16 @@ class LanguageModel(Model):
         found = shapes.get("wte"), shapes.get("wpe"), len(shapes)
         if found[:2] != ([V, D], [T, D]) or sizes.get("n_layer", 0) > found[2]:
             raise ValueError(f"{path}: wte {found[0]} and wpe {found[1]} of {found[2]} tensors do not fit {sizes}")
-        model = cls(**sizes, init_std=0.0)
+        make: Any = cls     # a subclass, which has these sizes
+        model: Self = make(**sizes, init_std=0.0)
         model.load_safetensors(path)
         return model
 
-    def logits(self, ids, docs=None):
+    @overload
+    def logits(self, ids: ArrayLike, docs: None = None) -> Floats: ...
+    @overload
+    def logits(self, ids: Tokenizer, docs: Iterable[str]) -> list[Floats]: ...
+    def logits(self, ids: Any, docs: Iterable[str] | None = None) -> Floats | list[Floats]:
         """The score of every token as the next one, before the softmax.
 
         logits(ids): ids (t,), ints in [0, vocab_size), 1 to block_size of them (a document begins with tokenizer.bos).
@@ -184,15 +212,18 @@ class LanguageModel(Model):
         data, _ = self.make_data(as_docs(docs), None, ids)
         return self._logits_of(data)
 
-    def probabilities(self, ids, docs=None):
+    @overload
+    def probabilities(self, ids: ArrayLike, docs: None = None) -> Floats: ...
+    @overload
+    def probabilities(self, ids: Tokenizer, docs: Iterable[str]) -> list[Floats]: ...
+    def probabilities(self, ids: Any, docs: Iterable[str] | None = None) -> Floats | list[Floats]:
         """The probability of every token as the next one: the softmax of `logits`, for the same arguments.
 
         Raises FloatingPointError where the logits are not finite, as those of a model that diverged.
         """
-        logits = self.logits(ids, docs)
-        return softmax(logits) if docs is None else [softmax(rows) for rows in logits]
+        return softmax(self.logits(ids)) if docs is None else [softmax(rows) for rows in self.logits(ids, docs)]
 
-    def _sequence(self, ids):
+    def _sequence(self, ids: ArrayLike) -> _core.variant.TokenData:
         """ids, one sequence, as compiled data of one document."""
         array = np.asarray(ids)
         if array.dtype.kind not in "iu":
@@ -204,9 +235,10 @@ class LanguageModel(Model):
         # The pass asks for a token to predict after the last; which makes no difference to the logits.
         return _core.variant.TokenData(np.append(array, 0).astype(np.int32), np.array([0, len(array)]), self.block_size)
 
-    def _logits_of(self, data):
+    def _logits_of(self, data: _core.variant.TokenData) -> list[Floats]:
         """A list of logits, (predictions, vocab_size) for each example."""
-        core, batch, every = self.make_core(), self.make_batch(data), []
+        core: Any = self.make_core()
+        batch, every = self.make_batch(data), []
         size = max(1, PREDICTIONS // data.longest)
         for first in range(0, data.n_examples, size):
             examples = np.arange(first, min(first + size, data.n_examples))
@@ -218,8 +250,9 @@ class LanguageModel(Model):
         return every
 
     def generate(
-        self, tokenizer, n=1, temperature=1.0, seed=None, *, prompt="", top_k=None, top_p=None, length=None
-    ):
+        self, tokenizer: Tokenizer, n: Whole = 1, temperature: Number = 1.0, seed: Whole | None = None, *,
+        prompt: str = "", top_k: Whole | None = None, top_p: Number | None = None, length: Whole | None = None,
+    ) -> list[str]:
         """n documents sampled token by token, as a list of str; each ends at BOS or after block_size tokens.
 
         temperature: divides the logits; 0 takes the most probable token each time.  top_k: sample from the k most
@@ -235,7 +268,8 @@ class LanguageModel(Model):
         n, temperature, seed = whole("n", n, 0), number("temperature", temperature, 0.0), checked_seed(seed)
         if top_k is not None:
             top_k = whole("top_k", top_k)
-        if top_p is not None and not 0.0 < number("top_p", top_p) <= 1.0:
+        top_p = None if top_p is None else number("top_p", top_p)
+        if top_p is not None and not 0.0 < top_p <= 1.0:
             raise ValueError(f"top_p = {top_p} is outside (0, 1]")
         if tokenizer.vocab_size > self.vocab_size:
             raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {self.vocab_size}")
@@ -261,7 +295,10 @@ class LanguageModel(Model):
         self._spare.append(next_logits)
         return texts
 
-    def _continue(self, next_logits, begin, u, tokenizer, stream, temperature, top_k, top_p):
+    def _continue(
+        self, next_logits: Callable[[Ints, int], Floats], begin: list[int], u: Floats, tokenizer: Tokenizer,
+        stream: bool, temperature: float, top_k: int | None, top_p: float | None,
+    ) -> list[Ints]:
         """The ids that the uniform numbers u (B, count) choose after `begin`, for each of B documents; up to its BOS,
         or, of a stream, all."""
         B, count = u.shape
@@ -287,7 +324,7 @@ class LanguageModel(Model):
                     break
         return [drawn[len(begin) : len(begin) + end, b] for b, end in enumerate(ends)]
 
-    def stepper(self):
+    def stepper(self) -> Callable[[Ints, int], Floats]:
         """A function next_logits(tokens, position), with whatever state it has to itself.
 
         It returns the logits (B, V) after `tokens` (B,) of up to SIDE_BY_SIDE documents, all at `position`, good until
@@ -298,7 +335,7 @@ class LanguageModel(Model):
 
 # What underflows here to 0 or overflows to -inf is meant to, whatever np.seterr says.
 @np.errstate(over="ignore", under="ignore")
-def softmax(logits):
+def softmax(logits: Floats) -> Floats:
     """The probabilities (N, classes) that logits (N, classes) stand for."""
     largest = logits.max(axis=1, keepdims=True)
     if not np.isfinite(largest).all():
@@ -308,7 +345,9 @@ def softmax(logits):
 
 
 @np.errstate(over="ignore", under="ignore")
-def sample(logits, u, temperature=1.0, top_k=None, top_p=None):
+def sample(
+    logits: Floats, u: Floats, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Ints:
     """The ids (B,) that numbers u (B,), uniform in [0, 1), choose from logits (B, V); see LanguageModel.generate."""
     largest = logits.max(axis=1, keepdims=True)
     if not np.isfinite(largest).all():
@@ -326,7 +365,7 @@ def sample(logits, u, temperature=1.0, top_k=None, top_p=None):
     return np.take_along_axis(order, sample_from(kept, u)[:, None], axis=1)[:, 0]
 
 
-def sample_from(weights, u):
+def sample_from(weights: Floats, u: Floats) -> Ints:
     """For each row of weights (B, V) the first place where their running sum exceeds its share u (B,) of the whole."""
     cumulative = weights.cumsum(axis=1)
     return np.minimum((cumulative <= u[:, None] * cumulative[:, -1:]).sum(axis=1), weights.shape[1] - 1)
@@ -339,22 +378,25 @@ class BigramLM(LanguageModel):
     of the initial weights, normal with that standard deviation.
     """
 
-    config_names = ("vocab_size", "n_embd", "block_size")
+    config_names: ClassVar[tuple[str, ...]] = ("vocab_size", "n_embd", "block_size")
 
     @names_nearest
-    def __init__(self, vocab_size, n_embd=16, block_size=8, seed=42, init_std=0.08):
+    def __init__(
+        self, vocab_size: Whole, n_embd: Whole = 16, block_size: Whole = 8, seed: Whole | None = 42,
+        init_std: Number = 0.08,
+    ) -> None:
         self.vocab_size = V = whole("vocab_size", vocab_size)
         self.n_embd = D = whole("n_embd", n_embd)
         self.block_size = T = whole("block_size", block_size)
         super().__init__({"wte": (V, D), "wpe": (T, D), "lm_head": (V, D)}, seed, init_std)
 
-    def make_core(self):
+    def make_core(self) -> _core.variant.Bigram:
         return _core.variant.Bigram(self.params.flat, self.grads.flat, self.vocab_size, self.n_embd, self.block_size)
 
-    def stepper(self):
+    def stepper(self) -> Callable[[Ints, int], Floats]:
         wte, wpe, lm_head = self.params["wte"], self.params["wpe"], self.params["lm_head"]
 
-        def next_logits(tokens, position):
+        def next_logits(tokens: Ints, position: int) -> Floats:
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):      # `sample` looks
                 x = wte[tokens] + wpe[position]
                 return (lm_head @ x[:, :, None])[:, :, 0]   # a product for each row: see its bits
@@ -370,10 +412,15 @@ class GPT(LanguageModel):
     (out, in).  seed and init_std: of the initial weights, normal with that standard deviation.
     """
 
-    config_names = ("vocab_size", "n_embd", "n_head", "n_layer", "block_size")
+    config_names: ClassVar[tuple[str, ...]] = ("vocab_size", "n_embd", "n_head", "n_layer", "block_size")
+    n_head: int
+    n_layer: int
 
     @names_nearest
-    def __init__(self, vocab_size, n_embd=16, n_head=4, n_layer=1, block_size=16, seed=42, init_std=0.08):
+    def __init__(
+        self, vocab_size: Whole, n_embd: Whole = 16, n_head: Whole = 4, n_layer: Whole = 1, block_size: Whole = 16,
+        seed: Whole | None = 42, init_std: Number = 0.08,
+    ) -> None:
         self.vocab_size = V = whole("vocab_size", vocab_size)
         self.n_embd = D = whole("n_embd", n_embd)
         self.n_head = whole("n_head", n_head)
@@ -388,17 +435,17 @@ class GPT(LanguageModel):
         shapes["lm_head"] = (V, D)
         super().__init__(shapes, seed, init_std)
 
-    def make_core(self):
+    def make_core(self) -> _core.variant.GPT:
         return _core.variant.GPT(
             self.params.flat, self.grads.flat,
             self.vocab_size, self.n_embd, self.block_size, self.n_layer, self.n_head,
         )
 
-    def stepper(self):
+    def stepper(self) -> Callable[[Ints, int], Floats]:
         # A core has one cache of keys and values.
         core, logits = self.make_core(), np.empty((SIDE_BY_SIDE, self.vocab_size))
 
-        def next_logits(tokens, position):
+        def next_logits(tokens: Ints, position: int) -> Floats:
             core.generate_step(tokens, position, logits[: len(tokens)])
             return logits[: len(tokens)]
 
@@ -425,11 +472,17 @@ class MLP(Model):
     label.  Other labels or another order: set them before, model.classes = ["no", "yes"]; None forgets them.
     """
 
-    config_names = ("widths", "activation", "loss")
-    n_evaluate = 1024       # rows predicted at a time
+    config_names: ClassVar[tuple[str, ...]] = ("widths", "activation", "loss")
+    n_evaluate: ClassVar[int] = 1024    # rows predicted at a time
+    widths: list[int]
+    activation: Activation
+    loss: Loss
 
     @names_nearest
-    def __init__(self, widths, activation="relu", loss="mse", seed=42, init_std=None):
+    def __init__(
+        self, widths: Iterable[Whole], activation: Activation = "relu", loss: Loss = "mse", seed: Whole | None = 42,
+        init_std: Number | None = None,
+    ) -> None:
         if not hasattr(widths, "__iter__"):
             raise TypeError(f"widths = {widths!r}: needed is a list, such as [2, 16, 1]")
         self.widths = [whole(f"widths[{i}]", width) for i, width in enumerate(widths)]
@@ -439,8 +492,8 @@ class MLP(Model):
         self.loss = choice("loss", loss, "mse", "cross_entropy")
         if loss == "cross_entropy" and self.widths[-1] < 2:
             raise ValueError(f"widths[-1] = {self.widths[-1]}: cross-entropy needs at least 2 classes")
-        self._classes = None
-        shapes = {}
+        self._classes: Array | None = None
+        shapes: dict[str, Shape] = {}
         for i, (n_in, n_out) in enumerate(pairwise(self.widths)):
             shapes[f"layer{i}.weight"] = (n_out, n_in)
             shapes[f"layer{i}.bias"] = (n_out,)
@@ -452,24 +505,26 @@ class MLP(Model):
                 gain = 2.0 if i < last and activation == "relu" else 1.0
                 self.params[f"layer{i}.weight"][...] *= np.sqrt(gain / self.widths[i])
 
-    def make_core(self):
+    def make_core(self) -> _core.variant.MLP:
         return _core.variant.MLP(
             self.params.flat, self.grads.flat, self.widths, self.activation == "tanh", self.loss == "cross_entropy"
         )
 
     @property
-    def classes(self):
+    def classes(self) -> Array | None:
         return self._classes
 
     @classes.setter
-    def classes(self, labels):
+    def classes(self, labels: ArrayLike | None) -> None:
         if labels is not None:
             if self.loss != "cross_entropy":
                 raise TypeError(f"{type(self).__name__} with loss={self.loss!r} has no classes")
             labels = arrays.as_classes(labels, self.widths[-1])
         self._classes = labels
 
-    def make_data(self, X, y=None, tokenizer=None):
+    def make_data(
+        self, X: Any, y: ArrayLike | None = None, tokenizer: Tokenizer | None = None
+    ) -> tuple[_core.variant.ArrayData, int]:
         if y is None and arrays.is_pair(X):
             X, y = X
         if y is None:
@@ -478,13 +533,14 @@ class MLP(Model):
         data, self._classes = arrays.pack_arrays(X, y, self.widths[0], self.widths[-1], cross_entropy, self._classes)
         return data, 0
 
-    def hold_out(self, X, y, share, seed):
-        return arrays.hold_out(*(X if y is None else (X, y)), share, seed)
+    def hold_out(self, X: Any, y: ArrayLike | None, share: float, seed: int) -> tuple[tuple[Any, Any], Any]:
+        X, y = X if y is None else (X, y)
+        return arrays.hold_out(X, y, share, seed)
 
-    def make_batch(self, data):
+    def make_batch(self, data: Any) -> _core.variant.ArrayBatch:
         return _core.variant.ArrayBatch(data)
 
-    def outputs(self, X):
+    def outputs(self, X: ArrayLike) -> Floats:
         """What the last layer gives for each row of X, (N, out): values, or logits with cross-entropy."""
         data, _ = arrays.pack_arrays(X, None, self.widths[0], self.widths[-1], False)
         core, batch = self.make_core(), self.make_batch(data)
@@ -495,7 +551,7 @@ class MLP(Model):
             core.predict(batch, block)
         return out
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> Array:
         """The outputs for each row of X: (N,) where the model gives one value, (N, out) where it gives more; with
         cross-entropy the label of the most probable class, (N,): its id where `classes` is None."""
         out = self.outputs(X)
@@ -504,7 +560,7 @@ class MLP(Model):
             return ids if self._classes is None else self._classes[ids]
         return out[:, 0] if self.widths[-1] == 1 else out
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: ArrayLike) -> Floats:
         """The probability of each class for each row of X, (N, classes) in the order of `classes`: the softmax of the
         outputs."""
         if self.loss != "cross_entropy":
@@ -518,10 +574,12 @@ class LinearRegression(MLP):
     n_in, n_out: columns of X and of y.  seed and init_std: of the initial weights, 0 unless asked for.
     """
 
-    config_names = ("n_in", "n_out")
+    config_names: ClassVar[tuple[str, ...]] = ("n_in", "n_out")
+    n_in: int
+    n_out: int
 
     @names_nearest
-    def __init__(self, n_in, n_out=1, seed=42, init_std=0.0):
+    def __init__(self, n_in: Whole, n_out: Whole = 1, seed: Whole | None = 42, init_std: Number = 0.0) -> None:
         self.n_in, self.n_out = whole("n_in", n_in), whole("n_out", n_out)
         super().__init__([self.n_in, self.n_out], loss="mse", seed=seed, init_std=init_std)
 
@@ -533,12 +591,14 @@ class SoftmaxRegression(MLP):
     initial weights, 0 unless asked for.
     """
 
-    config_names = ("n_in", "n_classes")
+    config_names: ClassVar[tuple[str, ...]] = ("n_in", "n_classes")
+    n_in: int
+    n_classes: int
 
     @names_nearest
-    def __init__(self, n_in, n_classes, seed=42, init_std=0.0):
+    def __init__(self, n_in: Whole, n_classes: Whole, seed: Whole | None = 42, init_std: Number = 0.0) -> None:
         self.n_in, self.n_classes = whole("n_in", n_in), whole("n_classes", n_classes)
         super().__init__([self.n_in, self.n_classes], loss="cross_entropy", seed=seed, init_std=init_std)
 
 
-CLASSES = {cls.__name__: cls for cls in (BigramLM, GPT, MLP, LinearRegression, SoftmaxRegression)}
+CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (BigramLM, GPT, MLP, LinearRegression, SoftmaxRegression)}

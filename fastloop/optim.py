@@ -4,9 +4,13 @@ The same object serves a model under a Trainer (`fl.Adam(lr=0.01)`) or the user'
 (`fl.Adam(params=[w, b])`, then `opt.step([gw, gb])`).  Argument names, defaults and state_dict() are torch.optim's.
 """
 
+from __future__ import annotations
+
 import copy
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +18,12 @@ from . import _core
 from ._check import array, flag, names_nearest, number, whole
 from .errors import DivergenceError
 from .params import Params
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ._types import Array, Flag, Floats, Number, Shape, View
+    from .models import Model
 
 MAX_STEPS = 2**53       # a float64 counts no further
 
@@ -33,80 +43,89 @@ class Optimizer:
     to.  That of an optimiser of arrays serves copies of the arrays: those copied with it, as deepcopy((arrays, opt)).
     """
 
-    hyper = ()      # names of the hyperparameters beside lr and weight_decay, as attributes and in state_dict()
-    slots = ()      # torch.optim's names of the state arrays
-    decoupled = False   # whether weight decay leaves the gradient alone, as AdamW's does
+    # Names of the hyperparameters beside lr and weight_decay, as attributes and in state_dict()
+    hyper: ClassVar[tuple[str, ...]] = ()
+    slots: tuple[str, ...] = ()         # torch.optim's names of the state arrays
+    decoupled: ClassVar[bool] = False   # whether weight decay leaves the gradient alone, as AdamW's does
 
-    def __init__(self, params, lr, weight_decay, no_decay=()):
+    weight_decay: float
+    no_decay: tuple[str | int, ...]
+    model: Model | None             # that a Trainer bound
+    flats: dict[str, Params]        # slot -> Params in the model's shapes
+
+    def __init__(
+        self, params: Iterable[View] | None, lr: Number, weight_decay: Number, no_decay: Iterable[str | int] = ()
+    ) -> None:
         self.lr = lr
         if isinstance(no_decay, (str, bytes, dict)):
             kind = type(no_decay).__name__
             raise TypeError(f"no_decay = {no_decay!r} is a {kind}; needed is a list of names, or of places in params")
         self.weight_decay = number("weight_decay", weight_decay, 0.0)
         self.no_decay = tuple(no_decay)
-        self._core = None       # the compiled optimiser, once there is something to update
+        self._core: Any = None  # the compiled optimiser, once there is something to update
         self._t = 0             # steps taken, as long as there is none
-        self._given = None      # params, as the user's own objects
+        self._given: list[Any] | None = None    # params, as the user's own objects
         self.model = None
-        self.flats = {}         # slot -> Params in the model's shapes
-        self._params = None
-        self._tensors = []      # those of params that are torch's and count their changes
-        self._state = []        # of each tensor: slot -> array
-        self._decays = []       # of each tensor
+        self.flats = {}
+        self._params: list[Floats] | None = None
+        self._tensors: list[Any] = []           # those of params that are torch's and count their changes
+        self._state: list[dict[str, Floats]] = []       # of each tensor: slot -> array
+        self._decays: list[float] = []                  # of each tensor
         if params is not None:
             self._take(params)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: object) -> None:
         # The compiled half has copies of these, which would not follow.
         if name in (*self.hyper, "weight_decay", "no_decay") and name in self.__dict__:
             raise AttributeError(f"{name} is fixed when an optimiser is made; make a new one (only lr may change)")
         super().__setattr__(name, value)
 
     @property
-    def lr(self):
+    def lr(self) -> float:
         """The learning rate, before any schedule's factor."""
         return self._lr
 
     @lr.setter
-    def lr(self, value):
+    def lr(self, value: Number) -> None:
         self._lr = number("lr", value, 0.0)
 
     @property
-    def t(self):
+    def t(self) -> int:
         """Steps taken, at most 2**53."""
         return self._t if self._core is None else self._core.t
 
     @t.setter
-    def t(self, value):
+    def t(self, value: Number) -> None:
         if self._core is None:
             self._t = _steps("t", value)
         else:
             self._core.t = _steps("t", value)
 
-    def __getstate__(self):
-        if hasattr(self.model, "gate"):
-            self.model.gate.check_whole("copying or pickling an optimiser")
+    def __getstate__(self) -> dict[str, Any]:
+        gate = getattr(self.model, "gate", None)
+        if gate is not None:
+            gate.check_whole("copying or pickling an optimiser")
         state = {**vars(self), "_core": None, "_t": self.t, "model": None, "_params": None}
         if self.model is not None:
             state["_state"] = []        # views into flats
         return state
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         if self._given is not None:
             self._take(self._given, self._state)
         else:
             self._state = self._views() or [{} for _ in self._decays]
 
-    def __copy__(self):
+    def __copy__(self) -> Self:
         return copy.deepcopy(self)      # half a copy would share the moments and not the step count
 
-    def _views(self):
+    def _views(self) -> list[dict[str, Floats]]:
         """The moments of each tensor, in `flats`."""
         names = next(iter(self.flats.values()), ())
         return [{slot: params[name] for slot, params in self.flats.items()} for name in names]
 
-    def _take(self, params, state=None):
+    def _take(self, params: Iterable[View], state: list[dict[str, Floats]] | None = None) -> None:
         """Serve these arrays, with new moments or those of `state`."""
         if hasattr(params, "__array__") or not hasattr(params, "__iter__"):
             hint = " (for a learning rate say lr=...)" if isinstance(params, float) else ""
@@ -133,7 +152,7 @@ class Optimizer:
         self._core = self._make_core(self._params, states, self._decays, None)
         self._core.t = self._t
 
-    def bind(self, model):
+    def bind(self, model: Model) -> _core.variant.Optimizer:
         """Take over a model's buffers; the Trainer calls this.  Binding to the same model again changes nothing."""
         if self._params is not None:
             raise ValueError("this optimiser was made for arrays (params=...) and cannot serve a Trainer as well")
@@ -152,7 +171,8 @@ class Optimizer:
         self._decays = [0.0 if any(_means(n, name) for n in self.no_decay) else self.weight_decay for name in names]
         self.flats = self.flats or {slot: Params(shapes) for slot in self.slots}
         self._state = self._views() or [{} for _ in names]
-        edges, decays = [0], []         # neighbours of one decay are updated as one array
+        decays: list[float] = []
+        edges = [0]                     # neighbours of one decay are updated as one array
         for name, decay in zip(names, self._decays, strict=True):
             if not decays or decays[-1] != decay:
                 edges.append(edges[-1])
@@ -166,7 +186,7 @@ class Optimizer:
         self.model = model
         return self._core
 
-    def step(self, grads, check_finite=True):
+    def step(self, grads: Iterable[View], check_finite: bool = True) -> None:
         """One update of the arrays given as params, in place.
 
         grads: a list of float64 arrays of the same shapes, in the same order; they are read, not changed, and may be
@@ -201,11 +221,13 @@ class Optimizer:
             self.t, None, norm, self.lr,
         )
 
-    def _make_core(self, params, states, decays, grads):
+    def _make_core(
+        self, params: list[Floats], states: list[list[Floats]], decays: list[float], grads: list[Floats] | None
+    ) -> _core.variant.Optimizer:
         """The compiled optimiser over lists of arrays; states and grads are flat."""
         raise NotImplementedError
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Copies of the state in torch.optim's layout: {"state": {i: {...}}, "param_groups": [{...}]}.
 
         Tensor i is the i-th of params, or of the bound model's tensors in their order; before the first step there is
@@ -219,19 +241,20 @@ class Optimizer:
             groups.append({**shared, "weight_decay": decay, "params": places})
         return {"state": {i: {"step": self.t, **slots} for i, slots in enumerate(copies)}, "param_groups": groups}
 
-    def _fixed(self):
+    def _fixed(self) -> dict[str, bool]:
         """What torch.optim leaves open and this optimiser does not, as torch says it."""
         return {"amsgrad": False, "maximize": False, "decoupled_weight_decay": self.decoupled}
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state_dict() of the same kind, torch.optim's included, over tensors of the same shapes.
 
         lr is taken over too; the other hyperparameters must be those of this optimiser.  torch's SGD keeps no step
         count: t is then 1.  Raises KeyError, TypeError or ValueError before any change: for another optimiser's state,
         moments that are not finite, a negative exp_avg_sq, a step that is no whole number in [0, 2**53].
         """
-        if hasattr(self.model, "gate"):
-            self.model.gate.check("load_state_dict()")
+        gate = getattr(self.model, "gate", None)
+        if gate is not None:
+            gate.check("load_state_dict()")
         if not self._state:
             raise ValueError("bind the optimiser to a model first (fl.Trainer(model, opt)), then load its state")
         groups, n = state_dict["param_groups"], len(self._state)
@@ -273,32 +296,32 @@ class Optimizer:
                 a[...] = values[slot]
 
     @property
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """The arguments that make an optimiser like this one."""
         hyper = {name: getattr(self, name) for name in self.hyper}
         return {"lr": self.lr, **hyper, "weight_decay": self.weight_decay, "no_decay": self.no_decay}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.config.items())})"
 
 
-def _tensor(name, x, shape=None, writeable=False):
+def _tensor(name: str, x: Any, shape: Shape | None = None, writeable: bool = False) -> Floats:
     """_check.array, for torch's tensors too: one that requires a gradient lets no one view it unless detached."""
     return array(name, x.detach() if hasattr(x, "detach") else x, shape, writeable=writeable)
 
 
-def _range(a):
+def _range(a: Array) -> tuple[int, int]:
     """First address of a contiguous array, and the first behind it."""
     start = a.__array_interface__["data"][0]
     return start, start + a.nbytes
 
 
-def _means(name, tensor):
+def _means(name: str | int, tensor: str) -> bool:
     """Whether an entry of no_decay stands for that tensor."""
     return tensor == name or tensor.endswith(f".{name}")
 
 
-def _steps(name, value):
+def _steps(name: str, value: Any) -> int:
     """A number of steps, as an int: torch counts in tensors of float32."""
     if getattr(value, "shape", None) == ():
         value = value.item()
@@ -307,7 +330,7 @@ def _steps(name, value):
     return whole(name, value, 0, MAX_STEPS + 1)
 
 
-def _count_changes(tensors):
+def _count_changes(tensors: Iterable[Any]) -> None:
     """Tell torch's graphs that these tensors were written to."""
     increment = getattr(sys.modules["torch"].autograd.graph, "increment_version", None)
     for tensor in tensors:
@@ -317,7 +340,7 @@ def _count_changes(tensors):
             tensor.detach().reshape(-1)[:0].zero_()
 
 
-def _loaded(i, slot, value, like):
+def _loaded(i: int, slot: str, value: Any, like: Array) -> Array:
     """A state array on its way in."""
     a = np.asarray(value)
     if a.shape != like.shape:
@@ -346,18 +369,25 @@ class Adam(Optimizer):
     below 1e-125 so small a moment would show in a parameter: then only one below (1e-20 eps)^2 is.
     """
 
-    hyper = ("betas", "eps")
-    slots = ("exp_avg", "exp_avg_sq")
+    hyper: ClassVar[tuple[str, ...]] = ("betas", "eps")
+    slots: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    betas: tuple[float, float]
+    eps: float
 
     @names_nearest
-    def __init__(self, params=None, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, *, no_decay=()):
+    def __init__(
+        self, params: Iterable[View] | None = None, lr: Number = 1e-3, betas: Sequence[Number] = (0.9, 0.999),
+        eps: Number = 1e-8, weight_decay: Number = 0.0, *, no_decay: Iterable[str | int] = (),
+    ) -> None:
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise TypeError(f"betas = {betas!r}; needed is a pair of numbers")
         self.betas = number("betas[0]", betas[0], 0.0, 1.0), number("betas[1]", betas[1], 0.0, 1.0)
         self.eps = number("eps", eps, 0.0, above=True)     # with 0, a gradient that stays 0 would give 0 / 0
         super().__init__(params, lr, weight_decay, no_decay)
 
-    def _make_core(self, params, states, decays, grads):
+    def _make_core(
+        self, params: list[Floats], states: list[list[Floats]], decays: list[float], grads: list[Floats] | None
+    ) -> _core.variant.Adam:
         return _core.variant.Adam(params, states, decays, grads, *self.betas, self.eps, self.decoupled)
 
 
@@ -367,10 +397,13 @@ class AdamW(Adam):
     As Adam, but the gradient is left alone and p = p - lr weight_decay p comes before the update.
     """
 
-    decoupled = True
+    decoupled: ClassVar[bool] = True
 
     @names_nearest
-    def __init__(self, params=None, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, *, no_decay=()):
+    def __init__(
+        self, params: Iterable[View] | None = None, lr: Number = 1e-3, betas: Sequence[Number] = (0.9, 0.999),
+        eps: Number = 1e-8, weight_decay: Number = 0.01, *, no_decay: Iterable[str | int] = (),
+    ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, no_decay=no_decay)
 
 
@@ -384,12 +417,16 @@ class SGD(Optimizer):
     params, no_decay: see Optimizer.  lr, momentum, weight_decay: at least 0.  nesterov needs momentum and no dampening.
     """
 
-    hyper = ("momentum", "dampening", "nesterov")
+    hyper: ClassVar[tuple[str, ...]] = ("momentum", "dampening", "nesterov")
+    momentum: float
+    dampening: float
+    nesterov: bool
 
     @names_nearest
     def __init__(
-        self, params=None, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, *, no_decay=()
-    ):
+        self, params: Iterable[View] | None = None, lr: Number = 1e-3, momentum: Number = 0.0, dampening: Number = 0.0,
+        weight_decay: Number = 0.0, nesterov: Flag = False, *, no_decay: Iterable[str | int] = (),
+    ) -> None:
         self.momentum, self.dampening = number("momentum", momentum, 0.0), number("dampening", dampening, 0.0)
         self.nesterov = flag("nesterov", nesterov)
         if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
@@ -397,8 +434,10 @@ class SGD(Optimizer):
         self.slots = ("momentum_buffer",) if self.momentum else ()
         super().__init__(params, lr, weight_decay, no_decay)
 
-    def _make_core(self, params, states, decays, grads):
+    def _make_core(
+        self, params: list[Floats], states: list[list[Floats]], decays: list[float], grads: list[Floats] | None
+    ) -> _core.variant.SGD:
         return _core.variant.SGD(params, states, decays, grads, self.momentum, self.dampening, self.nesterov)
 
 
-OPTIMIZERS = {cls.__name__: cls for cls in (SGD, Adam, AdamW)}
+OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {cls.__name__: cls for cls in (SGD, Adam, AdamW)}
