@@ -2,10 +2,11 @@
 # import it under TYPE_CHECKING, so that `import fastloop` costs no more.
 
 import os
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
+from matplotlib.figure import Figure, SubFigure
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Buffer
 
@@ -30,8 +31,14 @@ Activation: TypeAlias = Literal["relu", "tanh"]
 # The factor on the learning rate at a step, counted from 0.
 Schedule: TypeAlias = Callable[[int], float]
 
+# What a History is drawn into.
+Drawn = TypeVar("Drawn", Figure, SubFigure)
+
 class _Array(Protocol):
     def __array__(self, *args: Any, **options: Any) -> Array: ...
+
+# The forms in which gradcheck takes parameters: an array, or a list, tuple or dict of them.
+Tensors: TypeAlias = Array | list[Array] | tuple[Array, ...] | Mapping[str, Array]
 
 # What NumPy can view without a copy: its own arrays, CPU torch tensors, array.array.
 View: TypeAlias = _Array | Buffer

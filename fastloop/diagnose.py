@@ -4,9 +4,18 @@ The thresholds are constants, each with its reason.  They are set so that a heal
 a symptom is named when it is plain, not when it is possible.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ._types import Floats
+    from .history import History
+    from .trainer import Trainer
 
 ENOUGH_STEPS = 20       # fewer say nothing about a trend; only what is not finite is reported
 SURE = 5.0              # standard errors of a difference between tenths of a run; the worst of ten is looked for
@@ -44,32 +53,35 @@ class Finding:
 
     name: str
     message: str
-    numbers: dict = field(hash=False)
+    numbers: dict[str, Any] = field(hash=False)
     advice: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.name}: {self.message}\n    {self.advice}"
 
 
-class Diagnosis(list):
+class Diagnosis(list[Finding]):
     """The findings, a list; as text a paragraph each, or one line that says that there are none."""
 
-    def __init__(self, findings, n_steps):
+    n_steps: int
+
+    def __init__(self, findings: Iterable[Finding], n_steps: int) -> None:
         super().__init__(findings)
         self.n_steps = n_steps
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self:
             return "\n".join(map(str, self))
         text = f"nothing found in {self.n_steps:,} steps"
         few = f" (most symptoms need {ENOUGH_STEPS} steps to show, some {FLAT_STEPS})"
         return text + few if self.n_steps < FLAT_STEPS else text
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
 
 @np.errstate(over="ignore", under="ignore")     # norms of a diverging run, and their squares
-def diagnose(run):
+def diagnose(run: History | Trainer) -> Diagnosis:
     """Name what ails a run.
 
     run: a History, or a Trainer after `fit`, of which the optimiser's moments are looked at too.  In a History of your
@@ -79,8 +91,8 @@ def diagnose(run):
     overfitting and dead_rows.
     Raises ValueError for a Trainer that has no history yet.
     """
-    trainer = run if hasattr(run, "model") else None
-    history = run if trainer is None else trainer.history
+    trainer: Any = run if hasattr(run, "model") else None
+    history: Any = run if trainer is None else trainer.history
     if history is None:
         raise ValueError("this trainer has no history yet: call fit, then diagnose")
     finite = np.isfinite(history.loss) & ~np.isinf(history.norm)
@@ -100,7 +112,7 @@ def diagnose(run):
 class _View:
     """The finite part of a history, and what several symptoms are read from."""
 
-    def __init__(self, history, n):
+    def __init__(self, history: History, n: int) -> None:
         self.history, self.n = history, n
         self.loss, self.lr, self.norm = (getattr(history, name)[:n] for name in ("loss", "lr", "norm"))
         # A loop may record norms for all steps or none.
@@ -115,7 +127,7 @@ class _View:
             self.start_size, self.start, self.start_error = self._start()
             self.end = float(self.losses[-1])
 
-    def _start(self):
+    def _start(self) -> tuple[int, float, float]:
         """How many steps make the start, their mean loss and its standard error: as few as noise allows, since the loss
         soon falls."""
         size = 10
@@ -126,23 +138,23 @@ class _View:
             size *= 2
 
     @property
-    def largest_lr(self):
+    def largest_lr(self) -> float:
         return float(np.nanmax(self.lr)) if np.isfinite(self.lr).any() else np.nan
 
 
-def _mean(x):
+def _mean(x: Floats) -> tuple[float, float]:
     with np.errstate(over="ignore", invalid="ignore"):      # losses near 1e308 in a run that diverges
         return float(x.mean()), float(x.std() / np.sqrt(len(x)))
 
 
-def _with_lr(lr, text):
+def _with_lr(lr: float, text: str) -> str:
     return text if np.isnan(lr) else f"{text} at a learning rate of {lr:.3g}"
 
 
 CALM = "Try a learning rate a tenth as large, clip_norm=1.0, or a warm-up; look for extreme values in the data."
 
 
-def _not_finite(view):
+def _not_finite(view: _View) -> list[Finding]:
     history = view.history
     if history.stop_reason != "diverged" and view.n == len(history):
         return []
@@ -156,7 +168,7 @@ def _not_finite(view):
     return [Finding("diverging", _with_lr(view.largest_lr, message), numbers, CALM)]
 
 
-def _zero(view):
+def _zero(view: _View) -> list[Finding]:
     """Learning rates that are all 0, as after the end of a schedule: then the rest of the history says nothing."""
     if not view.n or view.lr.any():
         return []
@@ -169,7 +181,7 @@ def _zero(view):
     return [Finding("lr_zero", message, {"steps": view.n, "start_step": start}, advice)]
 
 
-def _diverging(view):
+def _diverging(view: _View) -> list[Finding]:
     best = int(np.argmin(view.losses))
     lowest, error = view.losses[best], view.errors[best]
     gained, lost = view.start - lowest, view.end - lowest
@@ -191,7 +203,7 @@ def _diverging(view):
     return [Finding("diverging", _with_lr(view.largest_lr, message), numbers, CALM)]
 
 
-def _too_large(view):
+def _too_large(view: _View) -> list[Finding]:
     if not (view.fresh and view.has_norm):
         return []
     first, worst = view.loss[0], view.loss[view.worst]
@@ -211,7 +223,7 @@ def _too_large(view):
     return [Finding("lr_too_large", _with_lr(view.largest_lr, message), numbers, advice)]
 
 
-def _never_zeroed(view):
+def _never_zeroed(view: _View) -> list[Finding]:
     """Gradients that pile up: the recorded norm is that of a sum, which grows, and moves by one gradient a step.
 
     Where the sum pulls the weights back (a small convex problem), it acts as momentum without friction: norm and loss
@@ -254,7 +266,7 @@ def _never_zeroed(view):
     return []
 
 
-def _flat(view):
+def _flat(view: _View) -> list[Finding]:
     """A run that never began to learn, by its likeliest cause."""
     gain = float(view.start - view.losses[-2:].mean())
     error = np.hypot(view.start_error, view.errors[-1])
@@ -287,7 +299,7 @@ def _flat(view):
     return [Finding("stalled", _with_lr(view.largest_lr, message), numbers, advice)]
 
 
-def _exploding(view):
+def _exploding(view: _View) -> list[Finding]:
     if not view.has_norm:
         return []
     before = np.maximum.accumulate(view.norm)[:-1]
@@ -310,7 +322,7 @@ def _exploding(view):
     return [Finding("exploding_gradients", message, numbers, advice)]
 
 
-def _clipping(view, trainer):
+def _clipping(view: _View, trainer: Trainer | None) -> list[Finding]:
     share = float(view.history.clipped[: view.n].mean())
     if share < ALWAYS:
         return []
@@ -325,12 +337,12 @@ def _clipping(view, trainer):
     return [Finding("clipping", message, numbers, advice)]
 
 
-def _round_up(norm):
+def _round_up(norm: float) -> float:
     """A little above norm, in one digit."""
     return float(f"{2.0 * norm:.0e}") if np.isfinite(norm) else 1.0
 
 
-def _overfitting(view):
+def _overfitting(view: _View) -> list[Finding]:
     history = view.history
     evaluations = [(step, loss) for step, loss in history.evaluations if np.isfinite(loss)]
     if len(evaluations) < 3:
@@ -359,15 +371,15 @@ def _overfitting(view):
     return [Finding("overfitting", message, numbers, advice)]
 
 
-def _moments(trainer, slot):
+def _moments(trainer: Trainer, slot: str) -> dict[str, Floats]:
     """The optimiser's arrays of that name, by tensor; empty where it keeps none."""
     state = trainer.optimizer.state_dict()["state"]
     return {name: state[i][slot] for i, name in enumerate(trainer.model.params) if slot in state.get(i, {})}
 
 
-def _vanishing_tensors(trainer):
+def _vanishing_tensors(trainer: Trainer) -> list[Finding]:
     rms = {name: float(np.sqrt(v.mean())) for name, v in _moments(trainer, "exp_avg_sq").items()}
-    best = max(rms, key=rms.get, default=None)
+    best = max(rms, key=rms.__getitem__, default="")
     faint = [name for name, size in rms.items() if size < VANISHED_TENSOR * rms[best]]
     if not faint:
         return []
@@ -379,7 +391,7 @@ def _vanishing_tensors(trainer):
     return [Finding("vanishing_gradients", message, numbers, advice)]
 
 
-def _dead_rows(trainer):
+def _dead_rows(trainer: Trainer) -> list[Finding]:
     """Rows that nothing reaches, told by the optimiser's moments: the gradients themselves are gone after a step."""
     findings = []
     beta = getattr(trainer.optimizer, "betas", (0.0,))[0]

@@ -1,14 +1,25 @@
 """Is the gradient right?  Analytic gradients against numerical ones, for fastloop's models and for users' own."""
 
+from __future__ import annotations
+
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from . import _core
 from ._check import number, whole
 from ._check import seed as checked_seed
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from ._types import Array, Number, Tensors, Whole
+    from .models import Model
+
+    Slopes = Callable[[Array, int], Iterator[tuple[float, float]]]      # by an element, with their rounding
 
 EPS = float(np.finfo(np.float64).eps)
 COMPLEX_STEP = 1e-30
@@ -31,15 +42,27 @@ class GradCheck:
     method: "complex step" or "central differences".  tol: as used.  checked: elements looked at.
     """
 
-    def __init__(self, method, tol, errors, worst, wrong, checked):
+    method: str
+    tol: float
+    checked: int
+    errors: dict[str, float]
+    worst: dict[str, tuple[tuple[int, ...], float, float]]
+    wrong: list[str]
+    max_error: float
+    ok: bool
+
+    def __init__(
+        self, method: str, tol: float, errors: dict[str, float],
+        worst: dict[str, tuple[tuple[int, ...], float, float]], wrong: list[str], checked: int,
+    ) -> None:
         self.method, self.tol, self.checked = method, tol, checked
         self.errors, self.worst, self.wrong = errors, worst, wrong
         self.max_error, self.ok = max(errors.values()), not wrong
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return self.ok
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         width = max(map(len, self.errors))
         verdict = "ok" if self.ok else f"WRONG in {len(self.wrong)} of {len(self.errors)} tensors"
         lines = [f"gradcheck {verdict}: {self.checked:,} elements by {self.method}, tol {self.tol:g}"]
@@ -52,8 +75,21 @@ class GradCheck:
         return "\n".join(lines)
 
 
+@overload
+def gradcheck(
+    model_or_loss: Model, batch_or_params: _core.variant.Batch, grads: None = None, *, tol: Number | None = None,
+    samples: Whole | None = None, seed: Whole | None = 0,
+) -> GradCheck: ...
+@overload
+def gradcheck(
+    model_or_loss: Callable[[Any], Any], batch_or_params: Tensors, grads: Tensors, *, tol: Number | None = None,
+    samples: Whole | None = None, seed: Whole | None = 0,
+) -> GradCheck: ...
 @np.errstate(under="ignore")    # of complex steps
-def gradcheck(model_or_loss, batch_or_params, grads=None, *, tol=None, samples=None, seed=0):
+def gradcheck(
+    model_or_loss: Any, batch_or_params: Any, grads: Any = None, *, tol: Number | None = None,
+    samples: Whole | None = None, seed: Whole | None = 0,
+) -> GradCheck:
     """Compare analytic gradients with numerical ones; returns a GradCheck.
 
     gradcheck(model, batch): one of fastloop's models and a batch for it (trainer.batch(docs)), by central differences
@@ -77,7 +113,7 @@ def gradcheck(model_or_loss, batch_or_params, grads=None, *, tol=None, samples=N
     side are tried, so that a kink nearby is not taken for an error.
     """
     if tol is not None:
-        number("tol", tol, 0.0)
+        tol = number("tol", tol, 0.0)
     if samples is not None:
         samples = whole("samples", samples)
     rng = np.random.default_rng(checked_seed(seed))
@@ -92,7 +128,7 @@ def gradcheck(model_or_loss, batch_or_params, grads=None, *, tol=None, samples=N
     return _check_loss(model_or_loss, batch_or_params, grads, tol, samples, rng)
 
 
-def _check_model(model, batch, tol, samples, rng):
+def _check_model(model: Any, batch: Any, tol: float | None, samples: int | None, rng: Generator) -> GradCheck:
     if not isinstance(batch, _core.variant.Batch):
         raise TypeError(f"batch is a {type(batch).__name__}; needed is what trainer.batch(...) makes")
     if hasattr(model, "gate"):
@@ -109,7 +145,9 @@ def _check_model(model, batch, tol, samples, rng):
         model.params.flat[:], model.grads.flat[:] = params, grads
 
 
-def _check_loss(loss, params, grads, tol, samples, rng):
+def _check_loss(
+    loss: Callable[[Any], Any], params: Any, grads: Any, tol: float | None, samples: int | None, rng: Generator
+) -> GradCheck:
     tensors = {name: _float64(name, p) for name, p in _leaves(params).items()}
     analytic = {name: _float64(f"the gradient of {name}", g) for name, g in _leaves(grads).items()}
     if analytic.keys() != tensors.keys():
@@ -118,14 +156,14 @@ def _check_loss(loss, params, grads, tol, samples, rng):
         if analytic[name].shape != p.shape:
             raise ValueError(f"the gradient of {name} has shape {analytic[name].shape}, {name} {p.shape}")
 
-    def value(arrays):
+    def value(arrays: Iterable[Array]) -> float:
         return _number(loss(_like(params, arrays)))
 
     if not _takes_complex(loss, params, tensors, value, rng):
         return _by_differences(tensors, analytic, lambda: value(tensors.values()), tol, samples, rng)
     tensors = {name: p.astype(complex) for name, p in tensors.items()}
 
-    def slopes(flat, k):
+    def slopes(flat: Array, k: int) -> Iterator[tuple[float, float]]:
         p, flat[k] = flat[k], flat[k] + 1j * COMPLEX_STEP
         slope = complex(loss(_like(params, tensors.values()))).imag / COMPLEX_STEP
         flat[k] = p
@@ -134,13 +172,16 @@ def _check_loss(loss, params, grads, tol, samples, rng):
     return _compare(tensors, analytic, slopes, "complex step", 1e-10 if tol is None else tol, samples, rng)
 
 
-def _takes_complex(loss, params, tensors, value, rng):
+def _takes_complex(
+    loss: Callable[[Any], Any], params: Any, tensors: dict[str, Array], value: Callable[[Iterable[Array]], float],
+    rng: Generator,
+) -> bool:
     """Whether the loss of complex params has the derivative of the loss in its imaginary part, along one direction."""
     directions = [rng.normal(size=p.shape) for p in tensors.values()]
     length = math.sqrt(sum((d * d).sum() for d in directions)) or 1.0
     directions = [d / length for d in directions]
 
-    def moved(s):
+    def moved(s: complex) -> list[Array]:
         return [p + s * d for p, d in zip(tensors.values(), directions, strict=True)]
 
     try:
@@ -157,15 +198,20 @@ def _takes_complex(loss, params, tensors, value, rng):
     return any(abs(slope - difference) <= 1e-7 * abs(difference) + rounding for difference, rounding in found)
 
 
-def _by_differences(tensors, analytic, evaluate, tol, samples, rng):
-    def slopes(flat, k):
+def _by_differences(
+    tensors: dict[str, Array], analytic: dict[str, Array], evaluate: Callable[[], float], tol: float | None,
+    samples: int | None, rng: Generator,
+) -> GradCheck:
+    def slopes(flat: Array, k: int) -> Iterator[tuple[float, float]]:
         for formula in (CENTRAL, FORWARD, BACKWARD):
             yield _difference(evaluate, flat, k, formula)
 
     return _compare(tensors, analytic, slopes, "central differences", 1e-6 if tol is None else tol, samples, rng)
 
 
-def _difference(evaluate, flat, k, formula):
+def _difference(
+    evaluate: Callable[[], float], flat: Array, k: int, formula: Sequence[tuple[int, float]]
+) -> tuple[float, float]:
     """The derivative of evaluate() by flat[k], which it reads, and how much of it may be rounding."""
     p = float(flat[k])
     h = STEP * max(1.0, abs(p))
@@ -179,9 +225,15 @@ def _difference(evaluate, flat, k, formula):
     return total / h, 4.0 * EPS * rounding / h
 
 
-def _compare(tensors, analytic, slopes, method, tol, samples, rng):
+def _compare(
+    tensors: dict[str, Array], analytic: dict[str, Array], slopes: Slopes, method: str, tol: float, samples: int | None,
+    rng: Generator,
+) -> GradCheck:
     """slopes(flat, k) gives numerical derivatives by flat[k] with their rounding, one after the other while asked."""
-    errors, worst, wrong, checked = {}, {}, [], 0
+    errors: dict[str, float] = {}
+    worst: dict[str, tuple[tuple[int, ...], float, float]] = {}
+    wrong: list[str] = []
+    checked = 0
     for name, tensor in tensors.items():
         if tensor.size == 0:
             continue
@@ -208,7 +260,7 @@ def _compare(tensors, analytic, slopes, method, tol, samples, rng):
     return GradCheck(method, tol, errors, worst, wrong, checked)
 
 
-def _error(exact, slope, rounding):
+def _error(exact: float, slope: float, rounding: float) -> tuple[float, float, float]:
     """(distance beyond rounding, distance, slope); what is not a number is infinitely far."""
     error = abs(exact - slope)
     if not math.isfinite(error):
@@ -218,7 +270,7 @@ def _error(exact, slope, rounding):
 
 # The forms in which users hold parameters: one array, or a list, tuple or dict of them.
 
-def _leaves(value):
+def _leaves(value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {str(name): leaf for name, leaf in value.items()}
     if isinstance(value, (list, tuple)):
@@ -226,7 +278,7 @@ def _leaves(value):
     return {"params": value}
 
 
-def _like(form, arrays):
+def _like(form: Any, arrays: Iterable[Array]) -> Any:
     """Copies of arrays in that form."""
     copies = [np.array(a) for a in arrays]
     if isinstance(form, Mapping):
@@ -236,14 +288,14 @@ def _like(form, arrays):
     return copies[0]
 
 
-def _float64(name, x):
+def _float64(name: str, x: Any) -> Array:
     a = np.asarray(x)
     if a.dtype != np.float64:
         raise TypeError(f"{name} has dtype {a.dtype}; needed is float64, or the differences drown in rounding")
     return np.array(a, order="C")
 
 
-def _number(loss):
+def _number(loss: Any) -> float:
     """A loss as a float."""
     if np.shape(loss) != ():
         raise ValueError(f"loss returned an array of shape {np.shape(loss)}; needed is one number")

@@ -14,10 +14,10 @@ import numpy as np
 from ._check import whole
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
     from typing_extensions import Self
 
-    from ._types import Array, Bools, Floats, Path, Whole
+    from ._types import Array, Bools, Drawn, Floats, Path, Whole
 
 FORMAT = "fastloop.history.1"       # in every JSON file; a reader of another layout refuses it
 
@@ -146,9 +146,11 @@ class History:
         heights = (means - low) / (span or 1.0) * (len(marks) - 1)
         return "".join(marks[round(height)] if np.isfinite(height) else "x" for height in heights)
 
-    def plot(
-        self, path: Path | None = None, baseline: float | None = None, figure: Figure | SubFigure | None = None
-    ) -> Figure | SubFigure:
+    @overload
+    def plot(self, path: Path | None = None, baseline: float | None = None, figure: None = None) -> Figure: ...
+    @overload
+    def plot(self, path: Path | None = None, baseline: float | None = None, *, figure: Drawn) -> Drawn: ...
+    def plot(self, path: Path | None = None, baseline: float | None = None, figure: Any = None) -> Any:
         """Draw the run and return a matplotlib Figure; see `fastloop.plot.plot`, which needs the extra `plot`."""
         from .plot import plot
 

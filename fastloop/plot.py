@@ -3,18 +3,25 @@
 Nothing global is touched: no pyplot, no backend, no display.
 """
 
+from __future__ import annotations
+
 import io
 import os
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import checkpoint, extras
 from .history import with_ending
 
-Figure = extras.load("matplotlib.figure", "plot", "a picture of the run").Figure
-FigureCanvasAgg = extras.load("matplotlib.backends.backend_agg", "plot", "a picture of the run").FigureCanvasAgg
-ticker = extras.load("matplotlib.ticker", "plot", "a picture of the run")
+if TYPE_CHECKING:
+    from ._types import Array, Floats, Path
+    from .history import History
+
+Figure: Any = extras.load("matplotlib.figure", "plot", "a picture of the run").Figure
+FigureCanvasAgg: Any = extras.load("matplotlib.backends.backend_agg", "plot", "a picture of the run").FigureCanvasAgg
+ticker: Any = extras.load("matplotlib.ticker", "plot", "a picture of the run")
 
 # Of the colours of Okabe and Ito, which the colour-blind can tell apart; line styles and marks differ as well.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#555555"
@@ -23,7 +30,9 @@ LOG_LIMIT = 575.0   # natural logarithm of 1e250, past which nothing is shown
 WIDE_RANGE = 30.0   # largest over smallest, from which a logarithmic scale shows more of a loss
 
 
-def plot(history, path=None, baseline=None, figure=None):
+def plot(
+    history: History, path: Path | None = None, baseline: float | None = None, figure: Any = None
+) -> Any:
     """Draw the loss (each step light, smoothed strong), the gradient norm and the learning rate over the steps.
 
     path: a file to write, whole or not at all, its format by its ending (png, svg, pdf; without one it gets .png); None
@@ -59,7 +68,7 @@ def plot(history, path=None, baseline=None, figure=None):
     return figure
 
 
-def check_format(path):
+def check_format(path: str) -> None:
     """Raise ValueError for a file name whose ending is no format that can be drawn."""
     ending = os.path.splitext(path)[1][1:].lower()
     known = FigureCanvasAgg(Figure()).get_supported_filetypes()
@@ -67,7 +76,7 @@ def check_format(path):
         raise ValueError(f"{path}: a picture cannot be drawn as {ending!r}; known are {', '.join(sorted(known))}")
 
 
-def _loss(ax, history, baseline):
+def _loss(ax: Any, history: History, baseline: float | None) -> None:
     n = len(history)
     window = max(1, n // 20)
     step = np.arange(1, n + 1)
@@ -78,7 +87,7 @@ def _loss(ax, history, baseline):
         middle = step - (np.minimum(step, window) - 1) / 2      # of the steps that each mean is over: no lag
         label = f"mean of {window:,} steps, last {smooth[-1]:.4g}"
         ax.plot(*_thinned(middle, smooth), color=BLUE, linewidth=1.8, label=label)
-    shown = [history.loss]
+    shown: Any = [history.loss]
     if history.evaluations:
         steps, losses = np.array(history.evaluations).T
         shown.append(losses)
@@ -96,7 +105,7 @@ def _loss(ax, history, baseline):
     _legend(ax)
 
 
-def _norm(ax, history, baseline):
+def _norm(ax: Any, history: History, baseline: float | None) -> None:
     norm = history.norm
     step = np.arange(1, len(norm) + 1)
     ax.plot(*_thinned(step, norm), color=GREY, linewidth=0.7, label="before clipping")
@@ -111,7 +120,7 @@ def _norm(ax, history, baseline):
     ax.set_ylabel("gradient norm")
 
 
-def _lr(ax, history, baseline):
+def _lr(ax: Any, history: History, baseline: float | None) -> None:
     ax.plot(*_thinned(np.arange(1, len(history) + 1), history.lr), color=BLUE, linewidth=1.2)
     ax.set_ylim(bottom=0.0)
     ax.set_ylabel("learning rate")
@@ -120,7 +129,7 @@ def _lr(ax, history, baseline):
 PANELS = {"loss": _loss, "norm": _norm, "lr": _lr}
 
 
-def _legend(ax):
+def _legend(ax: Any) -> None:
     """One line above the panel, where it hides nothing."""
     ax.legend(
         frameon=False, fontsize="small", ncols=4, loc="lower left", bbox_to_anchor=(0.01, 1.0), borderpad=0.0,
@@ -128,7 +137,7 @@ def _legend(ax):
     )
 
 
-def _logarithmic(ax, shown):
+def _logarithmic(ax: Any, shown: Array) -> None:
     """A logarithmic scale over `shown`, whose marks are plain numbers."""
     low, high = np.log(shown.min()), np.log(shown.max())
     margin = 0.05 * (high - low) + 0.05
@@ -141,7 +150,7 @@ def _logarithmic(ax, shown):
     ax.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def _thinned(x, y):
+def _thinned(x: Array, y: Floats) -> tuple[Array, Floats]:
     """x and y of a line that looks the same with at most 2 POINTS points: the extremes of each stretch."""
     y = np.where(np.isfinite(y), y, np.nan)
     if len(y) <= 2 * POINTS:

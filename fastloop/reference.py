@@ -182,6 +182,18 @@ class BigramStep:
     m and v; t, the steps taken.
     """
 
+    params: Array
+    grads: Array
+    m: Array
+    v: Array
+    t: int
+    wte: Array
+    wpe: Array
+    lm_head: Array
+    dwte: Array
+    dwpe: Array
+    dlm_head: Array
+
     def __init__(self, params: Array, V: int, D: int, T: int, N: int = 8) -> None:
         self.params = params
         self.grads, self.m, self.v = np.zeros((3, params.size), params.dtype)
@@ -247,6 +259,23 @@ class GPTStep:
 
     Attributes: params and grads (flat); the moments m and v; t, the steps taken; logits (N, V) of the last forward.
     """
+
+    params: Array
+    grads: Array
+    m: Array
+    v: Array
+    t: int
+    wte: Array
+    wpe: Array
+    lm_head: Array
+    dwte: Array
+    dwpe: Array
+    dlm_head: Array
+    layers: list[tuple[Array, ...]]
+    dlayers: list[tuple[Array, ...]]
+    D: int
+    n_head: int
+    logits: Array
 
     def __init__(self, params: Array, V: int, D: int, T: int, n_layer: int = 1, n_head: int = 4) -> None:
         self.params = params
@@ -395,6 +424,16 @@ class MLPStep:
     Attributes: params and grads (flat); layers and dlayers, the tensors in them as a pair for each layer; the moments
     m and v; t, the steps taken.
     """
+
+    params: Array
+    grads: Array
+    m: Array
+    v: Array
+    t: int
+    layers: list[tuple[Array, ...]]
+    dlayers: list[tuple[Array, ...]]
+    activation: str
+    loss: str
 
     def __init__(
         self, params: Array, widths: Sequence[int], activation: str = "relu", loss: str = "mse", N: int = 8
