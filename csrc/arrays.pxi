@@ -77,13 +77,14 @@ cdef class ArrayBatch(Batch):
         self.taken = bytes(indices), total
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
-        cdef Py_ssize_t n = round8(examples), ld = padded(self.data.n_in)
-        self.work.reserve(n * (ld + self.data.n_out + 2))
-        self.rows.ld = ld
-        self.rows.x = self.work.data
-        self.rows.targets = self.rows.x + n * ld
-        self.rows.weights = self.rows.targets + n * self.data.n_out
-        self.rows.classes = <int64_t *>(self.rows.weights + n)
+        cdef Py_ssize_t n = round8(examples)
+        cdef Arena *arena = &self.work.arena
+        self.rows.ld = padded(self.data.n_in)
+        while self.work.lays_out():
+            self.rows.x = take_values(arena, n, self.rows.ld)
+            self.rows.targets = take_values(arena, n, self.data.n_out)
+            self.rows.weights = take_values(arena, n, 1)
+            self.rows.classes = <int64_t *>take(arena, n, sizeof(int64_t))
         return examples
 
     cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:

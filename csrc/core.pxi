@@ -29,6 +29,7 @@ from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.string cimport memcpy, memset, strcmp
 
 include "simd.pxi"
+include "arena.pxi"
 include "memory.pxi"
 include "matmul.pxi"
 include "embedding.pxi"

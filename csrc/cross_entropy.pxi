@@ -121,10 +121,10 @@ def cross_entropy_forward(const double[:, ::1] logits not None, const int64_t[::
 def cross_entropy_backward(const double[:, ::1] logits not None, const int64_t[::1] targets not None,
                            double[:, ::1] dlogits not None):
     cdef Py_ssize_t N = logits.shape[0]
-    cdef Buffer losses = Buffer()
-    losses.reserve(N)
-    cross_entropy_rows(logits, targets, <double[:N]>losses.data, dlogits)
-    return weighted_sum(losses.data, NULL, N) / N
+    cdef Buffer memory = Buffer()
+    cdef double *losses = <double *>memory.array(N, sizeof(double))
+    cross_entropy_rows(logits, targets, <double[:N]>losses, dlogits)
+    return weighted_sum(losses, NULL, N) / N
 
 
 cdef int cross_entropy_rows(const double[:, ::1] logits, const int64_t[::1] targets, double[::1] losses,
@@ -137,15 +137,15 @@ cdef int cross_entropy_rows(const double[:, ::1] logits, const int64_t[::1] targ
     cdef double[8] weights
     for t in range(8):
         weights[t] = 1.0 / N
-    work.reserve(8 * V)
+    cdef double *panel = <double *>work.array(times(8, V), sizeof(double))
     with nogil:
         for n in range(0, N, 8):
             tokens = min(N - n, 8)
-            transpose_rows(&logits[n, 0], V, tokens, V, work.data)
+            transpose_rows(&logits[n, 0], V, tokens, V, panel)
             softmax_start(&state)
-            softmax_add(work.data, V, 0, &targets[n], tokens, &state)
+            softmax_add(panel, V, 0, &targets[n], tokens, &state)
             softmax_losses(&state, tokens, &losses[n])
             if grad:
-                softmax_grad(work.data, V, 0, &targets[n], weights, tokens, &state)
-                transpose_panel(work.data, tokens, V, &dlogits[n, 0], V)
+                softmax_grad(panel, V, 0, &targets[n], weights, tokens, &state)
+                transpose_panel(panel, tokens, V, &dlogits[n, 0], V)
     return 0

@@ -45,11 +45,16 @@ cdef struct Layer:
     double *h_strips        # (4 D / 8, N, 8)
 
 
-cdef inline double *carve(double **free, Py_ssize_t n) noexcept nogil:
-    """The next n values of a workspace."""
-    cdef double *start = free[0]
-    free[0] += n
-    return start
+cdef struct Position:       # what one position of up to eight documents goes through, in panels
+    double *logits          # (V, 8)
+    double *x               # (D, 8)
+    double *y               # (D, 8)
+    double *q               # (D, 8)
+    double *a               # (D, 8)
+    double *h               # (4 D, 8)
+    double *rows            # (8, ld)
+    double *scale           # (8,)
+    double *p               # (T, 8)
 
 
 cdef class GPT(LanguageModel):
@@ -57,12 +62,15 @@ cdef class GPT(LanguageModel):
     cdef Py_ssize_t size_head           # D / n_head
     cdef Py_ssize_t keys                # panels of keys that a panel of queries may look at
     cdef Py_ssize_t strip               # values in a strip: eight for each token that there is room for
-    cdef double *packed                 # room for the weights of a layer as pack_columns leaves them:
-    cdef double *fc2_packed             # (all four NULL where packing does not pay)
+    cdef double *fc2_room               # for the weights of a layer as pack_columns leaves them,
+    cdef double *fc1_room
+    cdef double *wo_room
+    cdef double *wqkv_room
+    cdef double *fc2_packed             # and those weights: all four NULL where packing does not pay
     cdef double *fc1_packed
     cdef double *wo_packed
     cdef double *wqkv_packed
-    cdef Buffer layer_table, body
+    cdef Buffer layer_table
     cdef Layer *layers                  # (n_layer,)
     cdef double *y0                     # (P, D, 8) rmsnorm of the embeddings
     cdef double *s0                     # (P, 8)
@@ -74,8 +82,10 @@ cdef class GPT(LanguageModel):
     cdef double *da                     # (P, D, 8)
     cdef double *sums                   # (P, n_head, 8) sum of da a over a head
     cdef double *dqkv                   # (P, 3 D, 8)
-    cdef Buffer cache                   # (n_layer, T, 2 D, 8) keys and values of the documents being generated
+    cdef Buffer cache
+    cdef double *kv                     # (n_layer, T, 2 D, 8) keys and values of the documents being generated
     cdef Buffer scratch
+    cdef Position at                    # of the position that is generated
     cdef Py_ssize_t cached              # positions in the cache
 
     def __init__(self, params, grads, Py_ssize_t V, Py_ssize_t D, Py_ssize_t T, Py_ssize_t n_layer, Py_ssize_t n_head):
@@ -85,9 +95,8 @@ cdef class GPT(LanguageModel):
         LanguageModel.__init__(self, params, grads, V, D, T, n_layer * 12 * D * D)
         self.n_layer, self.n_head, self.size_head = n_layer, n_head, D // n_head
         self.keys = tiles(T - 1, 8) + 1
-        self.layer_table, self.body, self.cache, self.scratch = Buffer(), Buffer(), Buffer(), Buffer()
-        self.layer_table.reserve(n_layer * (sizeof(Layer) // 8))
-        self.layers = <Layer *>self.layer_table.data
+        self.layer_table, self.cache, self.scratch = Buffer(), Buffer(), Buffer()
+        self.layers = <Layer *>self.layer_table.array(n_layer, sizeof(Layer))
         for l in range(n_layer):
             start = (V + T) * D + l * 12 * D * D
             self.layers[l].wqkv = self.params + start
@@ -99,43 +108,39 @@ cdef class GPT(LanguageModel):
             self.layers[l].dfc1 = self.grads + start + 4 * D * D
             self.layers[l].dfc2 = self.grads + start + 8 * D * D
 
-    cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
-        cdef Py_ssize_t N = round8(predictions), P = N // 8, D = self.D, l
-        cdef Py_ssize_t weights = P * self.n_head * self.keys * 64
-        cdef Py_ssize_t D8 = round8(D), H8 = round8(4 * D)
-        cdef double *free
+    cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
+        cdef Py_ssize_t D = self.D, l
         cdef Layer *layer
-        LanguageModel.bind(self, batch, predictions)
-        self.body.reserve(N * (13 * D + 1 + self.n_head) + 12 * D * D + 9 * 8 * D
-                          + self.n_layer * (N * (10 * D + 2 + 3 * D8 + H8) + weights))
-        free = self.body.data
-        self.y0 = carve(&free, N * D)
-        self.s0 = carve(&free, N)
-        self.dout = carve(&free, N * D)
-        self.dmid = carve(&free, N * D)
-        self.din = carve(&free, N * D)
-        self.dy = carve(&free, N * D)
-        self.dh = carve(&free, 4 * N * D)
-        self.da = carve(&free, N * D)
-        self.sums = carve(&free, N * self.n_head)
-        self.dqkv = carve(&free, 3 * N * D)
-        self.packed = carve(&free, 12 * D * D + 9 * 8 * D)
+        LanguageModel.lay_out(self, arena, N)
+        self.y0 = take_values(arena, N, D)
+        self.s0 = take_values(arena, N, 1)
+        self.dout = take_values(arena, N, D)
+        self.dmid = take_values(arena, N, D)
+        self.din = take_values(arena, N, D)
+        self.dy = take_values(arena, N, D)
+        self.dh = take_values(arena, N, 4 * D)
+        self.da = take_values(arena, N, D)
+        self.sums = take_values(arena, N, self.n_head)
+        self.dqkv = take_values(arena, N, 3 * D)
+        self.fc2_room = take_packed(arena, D, 4 * D)
+        self.fc1_room = take_packed(arena, 4 * D, D)
+        self.wo_room = take_packed(arena, D, D)
+        self.wqkv_room = take_packed(arena, 3 * D, D)
         self.strip = 8 * N
         for l in range(self.n_layer):
             layer = &self.layers[l]
-            layer.y1 = carve(&free, N * D)
-            layer.s1 = carve(&free, N)
-            layer.qkv = carve(&free, 3 * N * D)
-            layer.p = carve(&free, weights)
-            layer.a = carve(&free, N * D)
-            layer.y2 = carve(&free, N * D)
-            layer.s2 = carve(&free, N)
-            layer.h = carve(&free, 4 * N * D)
-            layer.y1_strips = carve(&free, N * D8)
-            layer.a_strips = carve(&free, N * D8)
-            layer.y2_strips = carve(&free, N * D8)
-            layer.h_strips = carve(&free, N * H8)
-        return 0
+            layer.y1 = take_values(arena, N, D)
+            layer.s1 = take_values(arena, N, 1)
+            layer.qkv = take_values(arena, N, 3 * D)
+            layer.p = take_values(arena, times(N // 8, self.n_head), 64 * self.keys)
+            layer.a = take_values(arena, N, D)
+            layer.y2 = take_values(arena, N, D)
+            layer.s2 = take_values(arena, N, 1)
+            layer.h = take_values(arena, N, 4 * D)
+            layer.y1_strips = take_values(arena, N, round8(D))
+            layer.a_strips = take_values(arena, N, round8(D))
+            layer.y2_strips = take_values(arena, N, round8(D))
+            layer.h_strips = take_values(arena, N, round8(4 * D))
 
     cdef double forward(self) noexcept nogil:
         cdef Py_ssize_t l
@@ -167,10 +172,8 @@ cdef class GPT(LanguageModel):
         self.fc2_packed = self.fc1_packed = self.wo_packed = self.wqkv_packed = NULL
         if not self.packs():
             return
-        self.fc2_packed = self.packed
-        self.fc1_packed = self.packed + D * (4 * D + 8)
-        self.wo_packed = self.packed + D * (8 * D + 40)
-        self.wqkv_packed = self.packed + D * (9 * D + 48)
+        self.fc2_packed, self.fc1_packed = self.fc2_room, self.fc1_room
+        self.wo_packed, self.wqkv_packed = self.wo_room, self.wqkv_room
         for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
             pack_columns(layer.fc2, D, 4 * D, share(4 * D, i, threads), share(4 * D, i + 1, threads), self.fc2_packed)
             pack_columns(layer.fc1, 4 * D, D, share(D, i, threads), share(D, i + 1, threads), self.fc1_packed)
@@ -343,48 +346,53 @@ cdef class GPT(LanguageModel):
             if not 0 <= tokens[b] < self.V:
                 raise IndexError(f"tokens[{b}] = {tokens[b]} is outside [0, {self.V})")
         check_free("generate_step()", self.busy)
-        self.cache.reserve(16 * self.n_layer * self.T * self.D)
-        self.scratch.reserve(8 * (9 * self.D + self.ld + 1 + self.T + self.V))
+        if self.kv == NULL:
+            self.kv = <double *>self.cache.array(times(times(self.n_layer, self.T), 16 * self.D), sizeof(double))
+        if self.at.p == NULL:
+            while self.scratch.lays_out():
+                self.lay_out_position(&self.scratch.arena)
         self.busy = True
         with nogil:
             self.generate_panel(&tokens[0], B, position)
-            transpose_panel(self.scratch.data, B, self.V, &logits[0, 0], self.V)
+            transpose_panel(self.at.logits, B, self.V, &logits[0, 0], self.V)
         self.busy = False
         self.cached = position + 1
 
+    cdef void lay_out_position(self, Arena *arena) noexcept nogil:
+        self.at.logits = take_values(arena, 8, self.V)
+        self.at.x = take_values(arena, 8, self.D)
+        self.at.y = take_values(arena, 8, self.D)
+        self.at.q = take_values(arena, 8, self.D)
+        self.at.a = take_values(arena, 8, self.D)
+        self.at.h = take_values(arena, 8, 4 * self.D)
+        self.at.rows = take_values(arena, 8, self.ld)
+        self.at.scale = take_values(arena, 8, 1)
+        self.at.p = take_values(arena, 8, self.T)
+
     cdef void generate_panel(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position) noexcept nogil:
-        """The forward pass of one position of B documents, one in each lane; the logits go to the scratch's start."""
+        """The forward pass of one position of B documents, one in each lane; to at.logits."""
         cdef Py_ssize_t D = self.D, l, i
         cdef int64_t[8] positions
-        cdef double *free = self.scratch.data
-        cdef double *logits = carve(&free, 8 * self.V)
-        cdef double *x = carve(&free, 8 * D)
-        cdef double *y = carve(&free, 8 * D)
-        cdef double *q = carve(&free, 8 * D)
-        cdef double *a = carve(&free, 8 * D)
-        cdef double *h = carve(&free, 32 * D)
-        cdef double *rows = carve(&free, 8 * self.ld)
-        cdef double *scale = carve(&free, 8)
-        cdef double *p = carve(&free, 8 * self.T)
+        cdef Position at = self.at
         cdef double *kv
         cdef Layer *layer
         for i in range(8):
             positions[i] = position
-        embed(tokens, positions, B, D, self.wte, self.wpe, rows, self.ld)
-        transpose_rows(rows, self.ld, B, D, x)
-        rmsnorm_forward(x, D, x, scale)
+        embed(tokens, positions, B, D, self.wte, self.wpe, at.rows, self.ld)
+        transpose_rows(at.rows, self.ld, B, D, at.x)
+        rmsnorm_forward(at.x, D, at.x, at.scale)
         for l in range(self.n_layer):
             layer = &self.layers[l]
-            kv = self.cache.data + 16 * l * self.T * D
-            rmsnorm_forward(x, D, y, scale)
-            linear_forward(layer.wqkv, D, D, y, q, 1, False, True)
-            linear_forward(layer.wqkv + D * D, 2 * D, D, y, kv + 16 * position * D, 1, False, True)
+            kv = self.kv + 16 * l * self.T * D
+            rmsnorm_forward(at.x, D, at.y, at.scale)
+            linear_forward(layer.wqkv, D, D, at.y, at.q, 1, False, True)
+            linear_forward(layer.wqkv + D * D, 2 * D, D, at.y, kv + 16 * position * D, 1, False, True)
             for i in range(self.n_head):
-                attention_cached(q + 8 * i * self.size_head, kv + 8 * i * self.size_head, D, position + 1,
-                                 self.size_head, p, a + 8 * i * self.size_head)
-            linear_forward(layer.wo, D, D, a, x, 1, True, True)
-            rmsnorm_forward(x, D, y, scale)
-            linear_forward(layer.fc1, 4 * D, D, y, h, 1, False, True)
-            relu_forward(h, 4 * D)
-            linear_forward(layer.fc2, D, 4 * D, h, x, 1, True, True)
-        linear_forward(self.lm_head, self.V, D, x, logits, 1, False, True)
+                attention_cached(at.q + 8 * i * self.size_head, kv + 8 * i * self.size_head, D, position + 1,
+                                 self.size_head, at.p, at.a + 8 * i * self.size_head)
+            linear_forward(layer.wo, D, D, at.a, at.x, 1, True, True)
+            rmsnorm_forward(at.x, D, at.y, at.scale)
+            linear_forward(layer.fc1, 4 * D, D, at.y, at.h, 1, False, True)
+            relu_forward(at.h, 4 * D)
+            linear_forward(layer.fc2, D, 4 * D, at.h, at.x, 1, True, True)
+        linear_forward(self.lm_head, self.V, D, at.x, at.logits, 1, False, True)

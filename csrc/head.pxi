@@ -43,6 +43,7 @@ cdef class LanguageModel(Model):
             raise ValueError(f"{(2 * V + T) * D + body} parameters expected, got {self.size}")
         self.V, self.D, self.T = V, D, T
         self.ld = padded(D)
+        self.held = V if V <= KEEP_LOGITS else V_TILE
         self.wte = self.params
         self.wpe = self.wte + V * D
         self.lm_head = self.params + self.size - V * D
@@ -71,26 +72,23 @@ cdef class LanguageModel(Model):
         self.busy = False
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
-        cdef Py_ssize_t N = round8(predictions)
         cdef TokenBatch tokens = <TokenBatch?>batch
         if tokens.data.n_ids > self.V or tokens.data.block_size > self.T:
             raise ValueError(f"ids up to {tokens.data.n_ids - 1} in blocks of {tokens.data.block_size} do not fit "
                              f"a model of {self.V} ids and blocks of {self.T}")
         self.batch = batch
         self.tokens = &tokens.tokens
-        self.held = self.V if self.V <= KEEP_LOGITS else V_TILE
-        self.work.reserve(N * (2 * self.ld + self.D + self.held + 1) + V_TILE * self.ld
-                          + (N // 8) * (sizeof(Softmax) // 8)
-                          + (self.chunks(N) - 1) * (self.V + self.T) * self.D)
-        self.x = self.work.data
-        self.dx = self.x + N * self.ld
-        self.x_panels = self.dx + N * self.ld
-        self.logits = self.x_panels + N * self.D
-        self.weight = self.logits + N * self.held
-        self.softmax = <Softmax *>(self.weight + V_TILE * self.ld)
-        self.losses = <double *>(self.softmax + N // 8)
-        self.partial = self.losses + N
-        return 0
+        return self.make_room(round8(predictions))
+
+    cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
+        self.x = take_values(arena, N, self.ld)
+        self.dx = take_values(arena, N, self.ld)
+        self.x_panels = take_values(arena, N, self.D)
+        self.logits = take_values(arena, N, self.held)
+        self.weight = take_values(arena, V_TILE, self.ld)
+        self.softmax = <Softmax *>take(arena, N // 8, sizeof(Softmax))
+        self.losses = take_values(arena, N, 1)
+        self.partial = take_values(arena, (self.chunks(N) - 1) * (self.V + self.T), self.D)
 
     cdef void embed_panel(self, Py_ssize_t p, double *rows, double *panel) noexcept nogil:
         """The embeddings of panel p, as `rows` (8, ld) and as `panel` (D, 8)."""

@@ -77,6 +77,11 @@ cdef void pack_columns(const double *W, Py_ssize_t out, Py_ssize_t D, Py_ssize_t
                 memcpy(packed + i * out + k * FL_ROWS, W + k * D + i, rows * sizeof(double))
 
 
+cdef double *take_packed(Arena *arena, Py_ssize_t out, Py_ssize_t D) noexcept nogil:
+    """Room for what pack_columns makes of W (out, D)."""
+    return take_values(arena, times(out, tiles(D, FL_ROWS)), FL_ROWS)
+
+
 cdef void linear_dw(const double *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize_t last, Py_ssize_t N,
                     const double *x, Py_ssize_t stride, Py_ssize_t D, double *dW, bint add) noexcept nogil:
     """Rows first..last of dW (out, D) = dy^T x over N tokens in order, or += where `add`; dy in panels, x in strips.

@@ -28,16 +28,20 @@ def logits_forward(const double[:, ::1] x not None, const double[:, ::1] lm_head
     cdef Py_ssize_t N = x.shape[0], D = x.shape[1], V = lm_head.shape[0]
     cdef Py_ssize_t n, v, v_tile, tokens, rows
     cdef Buffer work = Buffer()
-    work.reserve(8 * D + 8 * V_TILE)
+    cdef double *panel = NULL
+    cdef double *tile = NULL
+    while work.lays_out():
+        panel = take_values(&work.arena, 8, D)
+        tile = take_values(&work.arena, 8, V_TILE)
     with nogil:
         for n in range(0, N, 8):
             tokens = min(N - n, 8)
-            transpose_rows(&x[n, 0], D, tokens, D, work.data)
+            transpose_rows(&x[n, 0], D, tokens, D, panel)
             for v_tile in range(tiles(V, V_TILE)):
                 v = v_tile * V_TILE
                 rows = min(V - v, V_TILE)
-                logits_tile(work.data, &lm_head[v, 0], rows, D, work.data + 8 * D)
-                transpose_panel(work.data + 8 * D, tokens, rows, &logits[n, v], V)
+                logits_tile(panel, &lm_head[v, 0], rows, D, tile)
+                transpose_panel(tile, tokens, rows, &logits[n, v], V)
 
 
 def logits_backward(const double[:, ::1] x not None, const double[:, ::1] lm_head not None,
@@ -46,10 +50,13 @@ def logits_backward(const double[:, ::1] x not None, const double[:, ::1] lm_hea
     cdef Py_ssize_t N = x.shape[0], D = x.shape[1], V = lm_head.shape[0]
     cdef Py_ssize_t n, v, v_tile, rows, tokens, ld = padded(D), panels = round8(N)
     cdef Buffer work = Buffer()
-    work.reserve(panels * ld + V_TILE * ld + panels * V_TILE)
-    cdef double *x_rows = work.data
-    cdef double *weight = x_rows + panels * ld
-    cdef double *tile = weight + V_TILE * ld
+    cdef double *x_rows = NULL
+    cdef double *weight = NULL
+    cdef double *tile = NULL
+    while work.lays_out():
+        x_rows = take_values(&work.arena, panels, ld)
+        weight = take_values(&work.arena, V_TILE, ld)
+        tile = take_values(&work.arena, panels, V_TILE)
     with nogil:
         if N:
             copy_rows(&x[0, 0], N, D, x_rows, ld)

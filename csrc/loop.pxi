@@ -6,7 +6,8 @@ cdef class Loop:
     cdef readonly Model model
     cdef readonly Optimizer optimizer
     cdef Gate gate              # of the model, or None where the loop only evaluates
-    cdef Buffer partial
+    cdef Buffer memory
+    cdef double *partial        # (norm_blocks,)
     cdef int64_t fills          # of the batch, when forward read it
     cdef public int64_t steps   # taken, by hand and in runs; the schedule counts them, and who loads a trainer sets them
     cdef readonly double loss   # of the last forward
@@ -16,8 +17,8 @@ cdef class Loop:
         self.model = model
         self.optimizer = optimizer
         self.gate = gate
-        self.partial = Buffer()
-        self.partial.reserve(model.size // NORM_BLOCK + 1)
+        self.memory = Buffer()
+        self.partial = <double *>self.memory.array(norm_blocks(model.size), sizeof(double))
 
     def __reduce__(self):
         return not_copied(self)
@@ -81,7 +82,7 @@ cdef class Loop:
         self.enter("clipping or step()")
         self.model.busy = True
         with nogil:
-            self.norm = norm2(self.model.grads, self.model.size, self.partial.data)
+            self.norm = norm2(self.model.grads, self.model.size, self.partial)
         self.model.busy = False
         return self.norm
 
@@ -118,7 +119,7 @@ cdef class Loop:
         self.optimizer.param = INFINITY
         with nogil:
             if norm < 0.0:
-                norm = norm2(self.model.grads, self.model.size, self.partial.data)
+                norm = norm2(self.model.grads, self.model.size, self.partial)
             stepped = isfinite(norm * norm) and self.optimizer.update(lr, 1.0, norm)    # Adam squares the gradient
         self.steps += stepped
         self.model.busy = self.optimizer.busy = False
@@ -178,7 +179,7 @@ cdef class Loop:
                     self.model.backward()
                     self.model.add = True
                 losses[s] = loss
-                norm = norm2(self.model.grads, self.model.size, self.partial.data) if finite else loss
+                norm = norm2(self.model.grads, self.model.size, self.partial) if finite else loss
                 norms[s] = norm
                 scale = clip_norm / norm if norm > clip_norm else 1.0
                 largest = min(norm * scale, clip_value)     # no value of the gradient is larger

@@ -1,33 +1,4 @@
-# Scratch memory and the number of threads.
-
-cdef class Buffer:
-    """Scratch memory, aligned to 64 bytes and zeroed when it grows; it never shrinks.
-
-    Grown before a step begins, so that no step allocates.
-    """
-    cdef void *base
-    cdef double *data
-    cdef Py_ssize_t size
-
-    def __dealloc__(self):
-        PyMem_RawFree(self.base)
-
-    cdef int reserve(self, Py_ssize_t n) except -1:
-        """Make room for n values of 8 bytes; what was there is lost when the memory moves."""
-        if n <= self.size:
-            return 0
-        if n > (<Py_ssize_t>1 << 58):
-            raise MemoryError(f"{n} values of 8 bytes")
-        cdef void *base = PyMem_RawMalloc(n * 8 + 64)
-        if base == NULL:
-            raise MemoryError(f"{n * 8} bytes of workspace")
-        PyMem_RawFree(self.base)
-        self.base = base
-        self.data = <double *>((<uintptr_t>base + 63) & ~<uintptr_t>63)
-        self.size = n
-        memset(self.data, 0, n * 8)
-        return 0
-
+# Who may be at work, and the number of threads.
 
 cdef int refuse(str what, str why) except -1:
     """Raise OrderError; a call, so that the path that is taken every time stays short."""

@@ -80,8 +80,7 @@ cdef class MLP(Model):
         self.tanh, self.cross_entropy = tanh, cross_entropy
         self.depth = len(widths) - 1
         self.layer_memory = Buffer()
-        self.layer_memory.reserve(self.depth * (sizeof(Linear) // 8))
-        self.layers = <Linear *>self.layer_memory.data
+        self.layers = <Linear *>self.layer_memory.array(self.depth, sizeof(Linear))
         for i in range(self.depth):
             layer = &self.layers[i]
             layer.n_in, layer.n_out = widths[i], widths[i + 1]
@@ -105,29 +104,25 @@ cdef class MLP(Model):
     cdef int bind_inputs(self, Batch batch, Py_ssize_t predictions) except -1:
         """As bind, for a batch that need not have a y."""
         cdef ArrayData data = (<ArrayBatch?>batch).data
-        cdef Py_ssize_t N = round8(predictions), n_out = self.layers[self.depth - 1].n_out, i, size = 0
-        cdef Linear *layer
-        cdef double *at
         if data.n_in != self.layers[0].n_in:
             raise ValueError(f"X has {data.n_in} columns, the model takes {self.layers[0].n_in}")
         self.batch = batch
         self.rows = &(<ArrayBatch>batch).rows
+        return self.make_room(round8(predictions))
+
+    cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
+        cdef Py_ssize_t n_out = self.layers[self.depth - 1].n_out, i
+        cdef Linear *layer
         for i in range(self.depth):
             layer = &self.layers[i]
-            size += round8(layer.n_out) * (layer.n_in + 1) + layer.n_out * padded(layer.n_in) + 2 * N * layer.ld
-        self.work.reserve(size + N + (N * n_out + (N // 8) * (sizeof(Softmax) // 8) if self.cross_entropy else 0))
-        at = self.work.data
-        for i in range(self.depth):
-            layer = &self.layers[i]
-            layer.panels = at
-            layer.weight_rows = layer.panels + round8(layer.n_out) * (layer.n_in + 1)
-            layer.z = layer.weight_rows + layer.n_out * padded(layer.n_in)
-            layer.dz = layer.z + N * layer.ld
-            at = layer.dz + N * layer.ld
-        self.losses = at
-        self.exp = self.losses + N
-        self.softmax = <Softmax *>(self.exp + N * n_out)
-        return 0
+            layer.panels = take_values(arena, round8(layer.n_out), layer.n_in + 1)
+            layer.weight_rows = take_values(arena, layer.n_out, padded(layer.n_in))
+            layer.z = take_values(arena, N, layer.ld)
+            layer.dz = take_values(arena, N, layer.ld)
+        self.losses = take_values(arena, N, 1)
+        if self.cross_entropy:
+            self.exp = take_values(arena, N, n_out)
+            self.softmax = <Softmax *>take(arena, N // 8, sizeof(Softmax))
 
     def predict(self, ArrayBatch batch not None, double[:, ::1] out not None):
         """out (N, n_out) overwritten with what the last layer gives for the batch: values, or logits."""

@@ -67,6 +67,7 @@ cdef class Model:
     cdef double *grads
     cdef readonly Py_ssize_t size
     cdef Buffer work
+    cdef Py_ssize_t room                    # predictions that the workspace is laid out for, or -1
     cdef Batch batch
     cdef double *losses                     # (predictions,) of the last forward, nats
     cdef bint busy                          # whether a pass is at work; see check_free
@@ -81,6 +82,7 @@ cdef class Model:
         self.params = &params[0]
         self.grads = &grads[0]
         self.work = Buffer()
+        self.room = -1
 
     def __reduce__(self):
         return not_copied(self)
@@ -88,6 +90,19 @@ cdef class Model:
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
         """Take the batch that the next passes read, and make room for so many predictions."""
         raise NotImplementedError
+
+    cdef int make_room(self, Py_ssize_t predictions) except -1:
+        """Lay out the workspace for so many predictions, unless it is already."""
+        if predictions != self.room:
+            self.room = -1
+            while self.work.lays_out():
+                self.lay_out(&self.work.arena, predictions)
+            self.room = predictions
+        return 0
+
+    cdef void lay_out(self, Arena *arena, Py_ssize_t predictions) noexcept nogil:
+        """Take from the arena what the passes need for so many predictions."""
+        pass
 
     cdef double forward(self) noexcept nogil:
         """The batch's loss: the weighted sum of the losses of its predictions."""

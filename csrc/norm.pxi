@@ -6,6 +6,11 @@ cdef enum:
     NORM_BLOCK = 4096
 
 
+cdef inline Py_ssize_t norm_blocks(Py_ssize_t n) noexcept nogil:
+    """How many partial sums a norm of n values has."""
+    return tiles(n, NORM_BLOCK)
+
+
 cdef double sum_squares(const double *x, Py_ssize_t n, double scale) noexcept nogil:
     """sum (scale x)^2 over one block: 32 running sums, so that the latency of FMA is hidden."""
     cdef v8 a = v8_set(0.0), b = a, c = a, d = a, x0, x1, x2, x3
@@ -33,7 +38,7 @@ cdef double sum_squares(const double *x, Py_ssize_t n, double scale) noexcept no
 
 
 cdef double sum_squares_blocks(const double *x, Py_ssize_t n, double scale, double *partial) noexcept nogil:
-    cdef Py_ssize_t blocks = (n + NORM_BLOCK - 1) // NORM_BLOCK, i
+    cdef Py_ssize_t blocks = norm_blocks(n), i
     cdef int threads = threads_for(n * 8)
     cdef double total = 0.0
     if threads == 1:
@@ -48,7 +53,7 @@ cdef double sum_squares_blocks(const double *x, Py_ssize_t n, double scale, doub
 
 
 cdef double norm2(const double *x, Py_ssize_t n, double *partial) noexcept nogil:
-    """sqrt(sum x^2); `partial` holds a value for each NORM_BLOCK.  Not finite only where an x or the norm is not."""
+    """sqrt(sum x^2); `partial` has room for norm_blocks(n) sums.  Not finite only where an x or the norm is not."""
     cdef double total = sum_squares_blocks(x, n, 1.0, partial), scale
     if 1e-290 < total < INFINITY:
         return sqrt(total)
@@ -72,7 +77,7 @@ def grad_norm(const double[::1] grad not None):
     cdef double norm
     if n == 0:
         return 0.0
-    work.reserve(n // NORM_BLOCK + 1)
+    cdef double *partial = <double *>work.array(norm_blocks(n), sizeof(double))
     with nogil:
-        norm = norm2(&grad[0], n, work.data)
+        norm = norm2(&grad[0], n, partial)
     return norm

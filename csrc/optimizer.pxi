@@ -27,7 +27,8 @@ cdef class Optimizer:
     cdef list shapes            # of the parameters
     cdef Py_ssize_t count
     cdef Buffer memory
-    cdef Buffer partial         # for the norm
+    cdef Buffer partial_memory
+    cdef double *partial        # for the norm of the longest
     cdef object kept            # the arrays, so that they outlive the pointers
     cdef int64_t taken          # steps
     cdef double decay           # the largest weight decay
@@ -40,16 +41,16 @@ cdef class Optimizer:
 
         grads: arrays (n,) that stay, or None where each step brings its own (step_with).
         """
-        cdef Py_ssize_t i, j
+        cdef Py_ssize_t i, j, longest = 0
         cdef double[::1] array
         cdef Segment *s
         self.kept = (params, states, grads)
-        self.memory, self.partial = Buffer(), Buffer()
+        self.memory, self.partial_memory = Buffer(), Buffer()
         self.moment = self.param = INFINITY
         self.count = len(params)
-        self.memory.reserve(self.count * ((sizeof(Segment) + sizeof(Py_buffer)) // 8))
-        self.segments = <Segment *>self.memory.data
-        self.views = <Py_buffer *>(self.segments + self.count)
+        while self.memory.lays_out():
+            self.segments = <Segment *>take(&self.memory.arena, self.count, sizeof(Segment))
+            self.views = <Py_buffer *>take(&self.memory.arena, self.count, sizeof(Py_buffer))
         self.shapes = [None] * self.count
         for i in range(self.count):
             s = &self.segments[i]
@@ -57,12 +58,13 @@ cdef class Optimizer:
             array = params[i].reshape(-1)
             s.n, s.decay = array.shape[0], decays[i]
             self.decay = max(self.decay, s.decay)
-            self.partial.reserve(s.n // NORM_BLOCK + 1)
+            longest = max(longest, s.n)
             s.param = self.pointer(array, s.n)
             for j in range(len(states[i])):
                 s.state[j] = self.pointer(states[i][j], s.n)
             if grads is not None:
                 s.grad = self.pointer(grads[i], s.n)
+        self.partial = <double *>self.partial_memory.array(norm_blocks(longest), sizeof(double))
 
     @property
     def t(self):
@@ -110,7 +112,7 @@ cdef class Optimizer:
             for i in range(self.count if look else 0):
                 s = &self.segments[i]
                 with nogil:
-                    norm = norm2(s.grad, s.n, self.partial.data)
+                    norm = norm2(s.grad, s.n, self.partial)
                 if not isfinite(norm * norm):
                     return i, norm
                 largest = max(largest, norm)
@@ -227,7 +229,7 @@ cdef class Optimizer:
         if not self.param < INFINITY:
             self.param = 0.0
             for i in range(self.count):
-                norm = norm2(self.segments[i].param, self.segments[i].n, self.partial.data)
+                norm = norm2(self.segments[i].param, self.segments[i].n, self.partial)
                 self.param = max(self.param, norm) if isfinite(norm) else INFINITY
         return self.param
 

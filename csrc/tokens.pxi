@@ -167,13 +167,14 @@ cdef class TokenBatch(Batch):
         return inputs, targets, positions, weights
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
-        cdef Py_ssize_t n = round8(examples * self.data.longest)
-        self.work.reserve(4 * n + examples + 1)
-        self.tokens.inputs = <int64_t *>self.work.data
-        self.tokens.targets = self.tokens.inputs + n
-        self.tokens.positions = self.tokens.targets + n
-        self.tokens.weights = <double *>(self.tokens.positions + n)
-        self.tokens.first = <int64_t *>(self.tokens.weights + n)
+        cdef Py_ssize_t n = round8(times(examples, self.data.longest))
+        cdef Arena *arena = &self.work.arena
+        while self.work.lays_out():
+            self.tokens.inputs = <int64_t *>take(arena, n, sizeof(int64_t))
+            self.tokens.targets = <int64_t *>take(arena, n, sizeof(int64_t))
+            self.tokens.positions = <int64_t *>take(arena, n, sizeof(int64_t))
+            self.tokens.weights = take_values(arena, n, 1)
+            self.tokens.first = <int64_t *>take(arena, examples + 1, sizeof(int64_t))
         return n
 
     cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:

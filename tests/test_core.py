@@ -83,7 +83,7 @@ REFUSED = {
     "room for losses": (lambda c: run(c, [0, 1, 2], 2, losses=F(1)), ValueError, "losses (1)"),
     "room for clipped": (lambda c: run(c, [0, 1], clipped=np.zeros(0, np.uint8)), ValueError, "clipped (0)"),
     "a step of nothing": (lambda c: run(c, [0, 1, 1], 2), ValueError, "step 1 has no examples"),
-    "more than memory": (lambda c: run(c, [0, 2**57, 2], accumulate=2), MemoryError, "values of 8 bytes"),
+    "more than memory": (lambda c: run(c, [0, 2**57, 2], accumulate=2), MemoryError, "more bytes than can be"),
     "steps without an optimizer": (lambda c: run(c, [0, 1], optimizer=None), TypeError, "without an optimizer"),
     "a step without one": (lambda c: bigram(c).step(0.1), TypeError, "without an optimizer"),
     "work per thread": (lambda c: c.set_work_per_thread(0), ValueError, "n = 0 must be at least 1"),
@@ -100,6 +100,34 @@ def test_what_does_not_fit_is_refused(variant, case):
     with pytest.raises(error) as raised:
         call(variant)
     assert words in str(raised.value)
+
+
+def test_arrays_of_a_workspace_begin_at_multiples_of_64_and_lie_apart(variant):
+    sizes = [(1, 8), (0, 8), (9, 8), (3, 48), (64, 1), (65, 1)]
+    places = variant.carve(sizes, sizes)
+    assert all(place % 64 == 0 for place in places)
+    for (n, item), place, following in zip(sizes, places, places[1:], strict=False):
+        assert place + n * item <= following
+
+
+@pytest.mark.parametrize("carved", [[(8, 8), (9, 8)], [(8, 8), (8, 8), (1, 1)], [(8, 8)]])
+def test_carving_other_than_what_was_counted_is_an_error(variant, carved):
+    with pytest.raises(SystemError, match="128 bytes of workspace were counted, and others carved"):
+        variant.carve([(8, 8), (8, 8)], carved)
+
+
+MOST = sys.maxsize
+
+
+@pytest.mark.parametrize("sizes", [[(MOST, 1)], [(MOST // 8 + 1, 8)], [(-1, 8)], [(MOST // 2, 1)] * 3])
+def test_a_workspace_of_more_bytes_than_can_be_addressed_is_refused(variant, sizes):
+    with pytest.raises(MemoryError, match="more bytes than can be addressed"):
+        variant.carve(sizes, sizes)
+
+
+def test_a_workspace_that_the_machine_does_not_have_is_refused(variant):
+    with pytest.raises(MemoryError, match=f"{MOST // 2 + 1} bytes of workspace"):
+        variant.carve([(MOST // 2, 1)], [])
 
 
 def test_outputs_of_another_shape_are_refused_and_not_written(variant):

@@ -1,0 +1,107 @@
+# Room for a workspace.  What lies in it is told once, by code that takes one array after the other and runs twice: first
+# nothing but bytes is counted, then the same is carved from memory of that size.
+#
+#     while buffer.lays_out():
+#         x = <double *>take(&buffer.arena, times(N, D), sizeof(double))
+#
+# Sizes that come from the user or grow with the batch are multiplied by `times`, which does not overflow.
+
+# What a size that is too large becomes: a multiple of 64, so that rounding it up changes nothing.
+cdef Py_ssize_t TOO_LARGE = (<Py_ssize_t>((<size_t>-1) >> 1)) & ~<Py_ssize_t>63
+
+
+cdef inline Py_ssize_t times(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    """a b, neither of them negative; TOO_LARGE where it is that or more."""
+    return TOO_LARGE if b > 0 and a > TOO_LARGE // b else a * b
+
+
+cdef struct Arena:
+    char *base              # NULL while counting
+    size_t used             # bytes
+    size_t size             # that were counted, and may be carved
+    bint failed             # whether more was counted than can be addressed, or more carved than was counted
+
+
+cdef inline void *take(Arena *arena, Py_ssize_t n, size_t item) noexcept nogil:
+    """Room for n items of that many bytes, from a multiple of 64 on, so that no v8 crosses a cache line; NULL while
+    counting."""
+    cdef size_t most = arena.size if arena.base != NULL else <size_t>TOO_LARGE, begin = arena.used
+    cdef size_t bytes_ = most + 1 if n < 0 or <size_t>n > most // item else (<size_t>n * item + 63) & ~<size_t>63
+    if bytes_ > most - begin:
+        arena.failed = True
+        return NULL
+    arena.used += bytes_
+    return arena.base + begin if arena.base != NULL else NULL
+
+
+cdef inline double *take_values(Arena *arena, Py_ssize_t rows, Py_ssize_t width) noexcept nogil:
+    """The same for (rows, width) numbers of a computation."""
+    return <double *>take(arena, times(rows, width), sizeof(double))
+
+
+cdef class Buffer:
+    """The memory of an arena, zeroed when it grows; it never shrinks.
+
+    Grown before a step begins, so that no step allocates.
+    """
+    cdef void *memory
+    cdef size_t size            # bytes, from the first multiple of 64 on
+    cdef int turn               # of lays_out
+    cdef Arena arena
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.memory)
+
+    cdef bint lays_out(self) except -1:
+        """True twice, for the caller to take from `arena` what it needs, to be counted and then carved; then False.
+
+        Carving leaves what is in memory as it is, but where that had to grow it is all zero.
+        """
+        cdef Arena *arena = &self.arena
+        cdef size_t counted = arena.used
+        cdef bint failed = arena.failed
+        cdef void *memory
+        arena.used, arena.failed = 0, False
+        if self.turn == 0:
+            arena.base = NULL
+            self.turn = 1
+            return True
+        if self.turn == 2:
+            self.turn = 0
+            if failed or counted != arena.size:
+                raise SystemError(f"{arena.size} bytes of workspace were counted, and others carved")
+            return False
+        self.turn = 0
+        if failed:
+            raise MemoryError("the workspace has more bytes than can be addressed")
+        if counted > self.size or self.memory == NULL:
+            memory = PyMem_RawMalloc(counted + 64)
+            if memory == NULL:
+                raise MemoryError(f"{counted} bytes of workspace")
+            PyMem_RawFree(self.memory)
+            self.memory, self.size = memory, counted
+            memset(memory, 0, counted + 64)
+        arena.base = <char *>((<uintptr_t>self.memory + 63) & ~<uintptr_t>63)
+        arena.size = counted
+        self.turn = 2
+        return True
+
+    cdef void *array(self, Py_ssize_t n, size_t item) except NULL:
+        """Room for n items of that many bytes, and nothing else."""
+        cdef void *taken = NULL
+        while self.lays_out():
+            taken = take(&self.arena, n, item)
+        return taken
+
+
+def carve(list counted not None, list carved not None):
+    """The places of arrays of `carved` (items, bytes of an item) in memory that was laid out for `counted`: for tests."""
+    cdef Buffer buffer = Buffer()
+    cdef list places = []
+    cdef Py_ssize_t n
+    cdef size_t item
+    while buffer.lays_out():
+        places.clear()
+        for n, item in (carved if buffer.arena.base != NULL else counted):
+            places.append(<uintptr_t>take(&buffer.arena, n, item))
+    return places
