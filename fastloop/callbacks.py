@@ -29,6 +29,8 @@ REDRAW_SECONDS = 0.05       # a terminal line is not written more often
 class _Stretch:
     """The numbers of a run since it was last asked."""
 
+    before: tuple[int, int, float]
+
     def __init__(self, trainer: Trainer) -> None:
         self.before = self.place(trainer.history)
 
@@ -78,6 +80,7 @@ class JsonLog:
 
     path: Path
     file: TextIO | None
+    stretch: _Stretch
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,17 +140,24 @@ class Progress:
 
     file: TextIO | None
     unit: str
+    bar: Any                    # tqdm's, on a terminal where it is installed
+    out: TextIO
+    terminal: bool
+    shown: str
+    validation: list[str]
+    stretch: _Stretch
+    began: tuple[int, int, float]
+    drawn: float                # when, by time.monotonic
 
     def __init__(self, file: TextIO | None = None, unit: str = "tokens") -> None:
         self.file, self.unit = file, unit
-        self.bar: Any = None
+        self.bar = None
         self.shown = ""
 
     def on_start(self, trainer: Trainer) -> None:
         self.out = self.file or sys.stdout
         self.terminal = self.out.isatty()
-        self.stretch, self.drawn = _Stretch(trainer), time.monotonic()
-        self.validation: list[str] = []
+        self.stretch, self.validation, self.drawn = _Stretch(trainer), [], time.monotonic()
         self.began = self.stretch.before
         if self.terminal:
             self.bar = self.make_bar(trainer)
@@ -237,11 +247,16 @@ class TensorBoard:
     logdir: a folder for the events; it is made.  Raises ImportError without tensorboardX.
     """
 
+    logdir: Path
+    make_writer: Any            # tensorboardX.SummaryWriter
+    writer: Any
+    stretch: _Stretch
+
     def __init__(self, logdir: Path) -> None:
         # Now rather than after on_start: what is missing should be said before any work is done.
         self.make_writer = extras.load("tensorboardX", "tensorboard", "a TensorBoard log").SummaryWriter
         self.logdir = logdir
-        self.writer: Any = None
+        self.writer = None
 
     def on_start(self, trainer: Trainer) -> None:
         self.writer = self.make_writer(str(self.logdir), flush_secs=5)

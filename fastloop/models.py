@@ -379,6 +379,9 @@ class BigramLM(LanguageModel):
     """
 
     config_names: ClassVar[tuple[str, ...]] = ("vocab_size", "n_embd", "block_size")
+    vocab_size: int
+    n_embd: int
+    block_size: int
 
     @names_nearest
     def __init__(
@@ -413,8 +416,11 @@ class GPT(LanguageModel):
     """
 
     config_names: ClassVar[tuple[str, ...]] = ("vocab_size", "n_embd", "n_head", "n_layer", "block_size")
+    vocab_size: int
+    n_embd: int
     n_head: int
     n_layer: int
+    block_size: int
 
     @names_nearest
     def __init__(

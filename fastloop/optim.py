@@ -418,6 +418,7 @@ class SGD(Optimizer):
     """
 
     hyper: ClassVar[tuple[str, ...]] = ("momentum", "dampening", "nesterov")
+    slots: tuple[str, ...]
     momentum: float
     dampening: float
     nesterov: bool

@@ -3,15 +3,18 @@
 FASTLOOP_ISA=baseline, avx2 or avx512 forces one.  Little else lives here: the kernels are in csrc/.
 """
 
+from __future__ import annotations
+
 import importlib
 import os
 import re
 import sys
+from typing import TYPE_CHECKING, Any, NoReturn
 
 COMMANDS = {"fastloop", "fastloop.train"}
 
 
-def refuse(message):
+def refuse(message: str) -> NoReturn:
     """Raise ImportError; at the start of one of the package's own commands, which cannot catch it, exit with a line."""
     program = os.path.basename((sys.argv or [""])[0])       # "-m" while the package of a module to run is imported
     modules = {argument.removeprefix("-m") for argument in sys.orig_argv}
@@ -21,7 +24,7 @@ def refuse(message):
     raise ImportError(message) from None
 
 
-def load(name):
+def load(name: str) -> Any:
     """The compiled module of that name, or an ImportError that says what to do."""
     try:
         return importlib.import_module(f".{name}", __name__)
@@ -47,10 +50,10 @@ def load(name):
     refuse(what)
 
 
-cpu = load("cpu")
-supported = cpu.supported()
-compiler = cpu.compiler
-isa = os.environ.get("FASTLOOP_ISA") or supported[0]
+cpu: Any = load("cpu")
+supported: list[str] = cpu.supported()      # instruction sets that this CPU can run, best first
+compiler: str = cpu.compiler                # name and version
+isa: str = os.environ.get("FASTLOOP_ISA") or supported[0]
 if isa not in supported:
     refuse(f"FASTLOOP_ISA = {isa!r} is not one of {', '.join(supported)}, which this CPU can run")
 
@@ -61,13 +64,16 @@ patient = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}.isdisjoint(os.environ)
 if patient:
     os.environ["GOMP_SPINCOUNT"] = "1000"
 try:
-    variant = load(isa)
+    if TYPE_CHECKING:
+        from . import baseline as variant  # stands for all, which have the same names
+    else:
+        variant = load(isa)
 finally:
     if patient:
         del os.environ["GOMP_SPINCOUNT"]
 
 
-def remade(name, arguments, taken=None):
+def remade(name: str, arguments: tuple[Any, ...], taken: tuple[bytes, float] | None = None) -> Any:
     """What pickle makes of the compiled data and batches: that class of the variant at hand, and a batch filled again.
 
     taken: (indices as bytes of int64, total), or None.

@@ -1,7 +1,13 @@
 # The compiled kernels and classes, in every variant alike.  Nothing is checked here: wrong sizes or ids
 # are writes into foreign memory.  Trailing comments give the C types; sizes as in csrc/core.pxi.
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from .._types import Floats, Ints
 
 openmp: bool    # whether it was compiled with threads
 
@@ -11,46 +17,46 @@ def release_threads() -> bool: ...
 def set_work_per_thread(n: int) -> int: ...
 def carve(counted: list[tuple[int, int]], carved: list[tuple[int, int]]) -> list[int]: ...
 def embedding_forward(
-    inputs: np.ndarray,         # const int64_t[::1] (N,)
-    positions: np.ndarray,      # const int64_t[::1] (N,)
-    wte: np.ndarray,            # const double[:, ::1] (V, D)
-    wpe: np.ndarray,            # const double[:, ::1] (T, D)
-    x: np.ndarray,              # double[:, ::1] (N, D)
+    inputs: Ints,               # const int64_t[::1] (N,)
+    positions: Ints,            # const int64_t[::1] (N,)
+    wte: Floats,                # const double[:, ::1] (V, D)
+    wpe: Floats,                # const double[:, ::1] (T, D)
+    x: Floats,                  # double[:, ::1] (N, D)
 ) -> None: ...
 def embedding_backward(
-    inputs: np.ndarray,         # const int64_t[::1] (N,)
-    positions: np.ndarray,      # const int64_t[::1] (N,)
-    dx: np.ndarray,             # const double[:, ::1] (N, D)
-    dwte: np.ndarray,           # double[:, ::1] (V, D)
-    dwpe: np.ndarray,           # double[:, ::1] (T, D)
+    inputs: Ints,               # const int64_t[::1] (N,)
+    positions: Ints,            # const int64_t[::1] (N,)
+    dx: Floats,                 # const double[:, ::1] (N, D)
+    dwte: Floats,               # double[:, ::1] (V, D)
+    dwpe: Floats,               # double[:, ::1] (T, D)
 ) -> None: ...
 def logits_forward(
-    x: np.ndarray,              # const double[:, ::1] (N, D)
-    lm_head: np.ndarray,        # const double[:, ::1] (V, D)
-    logits: np.ndarray,         # double[:, ::1] (N, V)
+    x: Floats,                  # const double[:, ::1] (N, D)
+    lm_head: Floats,            # const double[:, ::1] (V, D)
+    logits: Floats,             # double[:, ::1] (N, V)
 ) -> None: ...
 def logits_backward(
-    x: np.ndarray,              # const double[:, ::1] (N, D)
-    lm_head: np.ndarray,        # const double[:, ::1] (V, D)
-    dlogits: np.ndarray,        # const double[:, ::1] (N, V)
-    dx: np.ndarray,             # double[:, ::1] (N, D)
-    dlm_head: np.ndarray,       # double[:, ::1] (V, D)
+    x: Floats,                  # const double[:, ::1] (N, D)
+    lm_head: Floats,            # const double[:, ::1] (V, D)
+    dlogits: Floats,            # const double[:, ::1] (N, V)
+    dx: Floats,                 # double[:, ::1] (N, D)
+    dlm_head: Floats,           # double[:, ::1] (V, D)
 ) -> None: ...
 def cross_entropy_forward(
-    logits: np.ndarray,         # const double[:, ::1] (N, V)
-    targets: np.ndarray,        # const int64_t[::1] (N,)
-    losses: np.ndarray,         # double[::1] (N,)
+    logits: Floats,             # const double[:, ::1] (N, V)
+    targets: Ints,              # const int64_t[::1] (N,)
+    losses: Floats,             # double[::1] (N,)
 ) -> None: ...
 def cross_entropy_backward(
-    logits: np.ndarray,         # const double[:, ::1] (N, V)
-    targets: np.ndarray,        # const int64_t[::1] (N,)
-    dlogits: np.ndarray,        # double[:, ::1] (N, V)
+    logits: Floats,             # const double[:, ::1] (N, V)
+    targets: Ints,              # const int64_t[::1] (N,)
+    dlogits: Floats,            # double[:, ::1] (N, V)
 ) -> float: ...
 def adam_step(
-    grad: np.ndarray,           # const double[::1] (n,), yet zeroed if zero_grad
-    param: np.ndarray,          # double[::1] (n,)
-    m: np.ndarray,              # double[::1] (n,)
-    v: np.ndarray,              # double[::1] (n,)
+    grad: Floats,               # const double[::1] (n,), yet zeroed if zero_grad
+    param: Floats,              # double[::1] (n,)
+    m: Floats,                  # double[::1] (n,)
+    v: Floats,                  # double[::1] (n,)
     lr: float,
     beta1: float,
     beta2: float,
@@ -62,7 +68,7 @@ def adam_step(
     zero_grad: bool,
 ) -> None: ...
 def grad_norm(
-    grad: np.ndarray,           # const double[::1] (n,)
+    grad: Floats,               # const double[::1] (n,)
 ) -> float: ...
 
 class Buffer: ...
@@ -82,15 +88,17 @@ class Data:
     def windows(self) -> bool: ...
     def predictions(
         self,
-        indices: np.ndarray,    # const int64_t[::1]
+        indices: Ints,          # const int64_t[::1]
     ) -> int: ...
     def fingerprint(self) -> int: ...
+    def __copy__(self) -> Self: ...
+    def __deepcopy__(self, memo: object) -> Self: ...
 
 class TokenData(Data):
     def __init__(
         self,
-        ids: np.ndarray,        # const int32_t[::1]
-        starts: np.ndarray | None,      # const int64_t[::1] (documents + 1,), None for a text in windows
+        ids: NDArray[np.int32],         # const int32_t[::1]
+        starts: Ints | None,            # const int64_t[::1] (documents + 1,), None for a text in windows
         block_size: int,
     ) -> None: ...
     @property
@@ -99,11 +107,11 @@ class TokenData(Data):
     def n_ids(self) -> int: ...
     def in_turn(
         self,
-        starts: np.ndarray,     # const int64_t[::1] (documents + 1,)
+        starts: Ints,           # const int64_t[::1] (documents + 1,)
     ) -> TokenData: ...
     def predictions(
         self,
-        indices: np.ndarray,    # const int64_t[::1]
+        indices: Ints,          # const int64_t[::1]
     ) -> int: ...
     def fingerprint(self) -> int: ...
 
@@ -111,7 +119,7 @@ class TokenBatch(Batch):
     def __init__(self, data: TokenData) -> None: ...
     def take(
         self,
-        indices: np.ndarray,    # const int64_t[::1] (documents,)
+        indices: Ints,          # const int64_t[::1] (documents,)
         total: float,
     ) -> None: ...
     def arrays(self) -> tuple[list[int], list[int], list[int], list[float]]: ...
@@ -132,8 +140,8 @@ class Alone:
 class Model:
     def __init__(
         self,
-        params: np.ndarray,     # const double[::1] (size,)
-        grads: np.ndarray,      # double[::1] (size,)
+        params: Floats,         # const double[::1] (size,)
+        grads: Floats,          # double[::1] (size,)
     ) -> None: ...
     @property
     def size(self) -> int: ...
@@ -141,8 +149,8 @@ class Model:
 class LanguageModel(Model):
     def __init__(
         self,
-        params: np.ndarray,     # const double[::1] ((2 V + T) D + body,)
-        grads: np.ndarray,      # double[::1], as long
+        params: Floats,         # const double[::1] ((2 V + T) D + body,)
+        grads: Floats,          # double[::1], as long
         V: int,
         D: int,
         T: int,
@@ -157,7 +165,7 @@ class LanguageModel(Model):
     def logits_of(
         self,
         batch: Batch,
-        logits: np.ndarray,     # double[:, ::1] (N, V)
+        logits: Floats,         # double[:, ::1] (N, V)
     ) -> None: ...
 
 class Bigram(LanguageModel): ...
@@ -165,8 +173,8 @@ class Bigram(LanguageModel): ...
 class GPT(LanguageModel):
     def __init__(
         self,
-        params: np.ndarray,     # const double[::1] ((2 V + T) D + 12 n_layer D^2,)
-        grads: np.ndarray,      # double[::1] ((2 V + T) D + 12 n_layer D^2,)
+        params: Floats,         # const double[::1] ((2 V + T) D + 12 n_layer D^2,)
+        grads: Floats,          # double[::1] ((2 V + T) D + 12 n_layer D^2,)
         V: int,
         D: int,
         T: int,
@@ -179,17 +187,17 @@ class GPT(LanguageModel):
     def n_head(self) -> int: ...
     def generate_step(
         self,
-        tokens: np.ndarray,     # const int64_t[::1] (B,), B <= 8
+        tokens: Ints,           # const int64_t[::1] (B,), B <= 8
         position: int,
-        logits: np.ndarray,     # double[:, ::1] (B, V)
+        logits: Floats,         # double[:, ::1] (B, V)
     ) -> None: ...
 
 class ArrayData(Data):
     def __init__(
         self,
-        X: np.ndarray,          # const double[:, ::1] (N, n_in)
-        targets: np.ndarray | None = None,      # const double[:, ::1] (N, n_out)
-        classes: np.ndarray | None = None,      # const int64_t[::1] (N,)
+        X: Floats,              # const double[:, ::1] (N, n_in)
+        targets: Floats | None = None,          # const double[:, ::1] (N, n_out)
+        classes: Ints | None = None,            # const int64_t[::1] (N,)
     ) -> None: ...
     @property
     def n_in(self) -> int: ...
@@ -199,7 +207,7 @@ class ArrayData(Data):
     def largest_class(self) -> int: ...
     def predictions(
         self,
-        indices: np.ndarray,    # const int64_t[::1]
+        indices: Ints,          # const int64_t[::1]
     ) -> int: ...
     def fingerprint(self) -> int: ...
 
@@ -207,15 +215,15 @@ class ArrayBatch(Batch):
     def __init__(self, data: ArrayData) -> None: ...
     def take(
         self,
-        indices: np.ndarray,    # const int64_t[::1] (rows,)
+        indices: Ints,          # const int64_t[::1] (rows,)
         total: float,
     ) -> None: ...
 
 class MLP(Model):
     def __init__(
         self,
-        params: np.ndarray,     # const double[::1] (size,)
-        grads: np.ndarray,      # double[::1], as long
+        params: Floats,         # const double[::1] (size,)
+        grads: Floats,          # double[::1], as long
         widths: list[int],
         tanh: bool,
         cross_entropy: bool,
@@ -225,28 +233,28 @@ class MLP(Model):
     def predict(
         self,
         batch: ArrayBatch,
-        out: np.ndarray,        # double[:, ::1] (N, n_out)
+        out: Floats,            # double[:, ::1] (N, n_out)
     ) -> None: ...
 
 class Optimizer:
     t: int
     def __init__(
         self,
-        params: list[np.ndarray],               # float64, n values
-        states: list[list[np.ndarray]],         # double[::1] (n,), for each of params
+        params: list[Floats],                   # float64, n values
+        states: list[list[Floats]],             # double[::1] (n,), for each of params
         decays: list[float],
-        grads: list[np.ndarray] | None = None,  # double[::1] (n,)
+        grads: list[Floats] | None = None,      # double[::1] (n,)
     ) -> None: ...
-    def step_with(self, grads: list[np.ndarray], lr: float, look: bool) -> tuple[int, float | None] | None: ...
+    def step_with(self, grads: list[Any], lr: float, look: bool) -> tuple[int, float | None] | None: ...
     def step(self, lr: float) -> bool: ...
 
 class Adam(Optimizer):
     def __init__(
         self,
-        params: list[np.ndarray],               # double[::1] (n,)
-        states: list[list[np.ndarray]],         # [m, v] for each of params
+        params: list[Floats],                   # double[::1] (n,)
+        states: list[list[Floats]],             # [m, v] for each of params
         decays: list[float],
-        grads: list[np.ndarray] | None,         # double[::1] (n,)
+        grads: list[Floats] | None,             # double[::1] (n,)
         beta1: float,
         beta2: float,
         eps: float,
@@ -256,10 +264,10 @@ class Adam(Optimizer):
 class SGD(Optimizer):
     def __init__(
         self,
-        params: list[np.ndarray],               # double[::1] (n,)
-        states: list[list[np.ndarray]],         # [velocity] for each of params, [] without momentum
+        params: list[Floats],                   # double[::1] (n,)
+        states: list[list[Floats]],             # [velocity] for each of params, [] without momentum
         decays: list[float],
-        grads: list[np.ndarray] | None,         # double[::1] (n,)
+        grads: list[Floats] | None,             # double[::1] (n,)
         momentum: float,
         dampening: float,
         nesterov: bool,
@@ -288,13 +296,13 @@ class Loop:
     def run(
         self,
         batch: Batch,
-        indices: np.ndarray,    # const int64_t[::1]
-        splits: np.ndarray,     # const int64_t[::1] (steps accumulate + 1,)
+        indices: Ints,          # const int64_t[::1]
+        splits: Ints,           # const int64_t[::1] (steps accumulate + 1,)
         accumulate: int,
-        lrs: np.ndarray,        # const double[::1] (steps,)
+        lrs: Floats,            # const double[::1] (steps,)
         clip_norm: float,
-        losses: np.ndarray,     # double[::1] (steps,)
-        norms: np.ndarray,      # double[::1] (steps,)
+        losses: Floats,         # double[::1] (steps,)
+        norms: Floats,          # double[::1] (steps,)
         clip_value: float = ...,
-        clipped: np.ndarray | None = None,      # unsigned char[::1] (steps,)
+        clipped: NDArray[np.uint8] | None = None,       # unsigned char[::1] (steps,)
     ) -> int: ...
