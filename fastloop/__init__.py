@@ -1,5 +1,6 @@
 """fastloop: small models trained on a CPU, exactly and fast, with every step in sight."""
 
+from . import _command as _command  # the first, since it answers Ctrl-C while the others are imported
 from . import callbacks, kernels, schedules
 from .config import show_config
 from .data import bigram_baseline, load_docs, load_text, split_docs

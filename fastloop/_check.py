@@ -132,14 +132,27 @@ def seed(x: Any) -> int | None:
     return None if x is None else whole("seed", x, 0, MOST_SEED)
 
 
-# What other programs call some of the arguments here.
+# What other programs, courses and papers call the arguments here.
 ELSEWHERE = {
-    "learning_rate": "lr", "iterations": "steps", "max_iters": "steps", "max_steps": "steps", "num_steps": "steps",
-    "input": "data", "file": "data", "output": "save", "checkpoint": "save", "context_length": "block_size",
-    "hidden_size": "n_embd", "d_model": "n_embd", "embedding_dim": "n_embd", "layers": "n_layer", "heads": "n_head",
-    "val_split": "val_fraction", "val_data": "validation", "max_norm": "clip_norm", "max_grad_norm": "clip_norm",
-    "grad_clip": "clip_norm", "gradient_accumulation_steps": "grad_accum", "lr_scheduler": "schedule",
-    "random_state": "seed", "std": "init_std", "early_stopping": "patience",
+    "learning_rate": "lr", "initial_learning_rate": "lr", "step_size": "lr", "min_lr": "lr_end",
+    "iterations": "steps", "iters": "steps", "max_iters": "steps", "max_steps": "steps", "num_steps": "steps",
+    "n_steps": "steps", "train_steps": "steps", "training_steps": "steps", "num_epochs": "epochs", "n_epochs": "epochs",
+    "input": "data", "file": "data", "output": "save", "checkpoint": "save",
+    "context_length": "block_size", "context_size": "block_size", "context_window": "block_size",
+    "sequence_length": "block_size", "seq_len": "block_size", "max_seq_len": "block_size",
+    "hidden_size": "n_embd", "d_model": "n_embd", "embedding_dim": "n_embd", "embedding_size": "n_embd",
+    "embed_dim": "n_embd", "layers": "n_layer", "num_layers": "n_layer", "heads": "n_head", "num_heads": "n_head",
+    "val_split": "val_fraction", "validation_split": "val_fraction", "test_size": "val_fraction",
+    "val_data": "validation", "eval_interval": "eval_every", "log_interval": "log_every",
+    "save_interval": "save_every", "early_stopping": "patience", "n_iter_no_change": "patience",
+    "max_norm": "clip_norm", "max_grad_norm": "clip_norm", "grad_clip": "clip_norm", "gradient_clipping": "clip_norm",
+    "gradient_accumulation_steps": "grad_accum", "accumulation_steps": "grad_accum", "lr_scheduler": "schedule",
+    "warmup_steps": "warmup", "warmup_iters": "warmup", "lr_decay_iters": "decay_steps",
+    "momentum_smoothing": "beta1", "gradient_smoothing": "beta1", "first_moment_decay": "beta1", "adam_beta1": "beta1",
+    "squared_gradient_smoothing": "beta2", "second_moment_decay": "beta2", "adam_beta2": "beta2",
+    "epsilon": "eps", "adam_epsilon": "eps", "l2_penalty": "weight_decay", "random_state": "seed",
+    "random_seed": "seed", "std": "init_std", "num_samples": "sample", "n_samples": "sample",
+    "max_new_tokens": "length",
 }
 
 

@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import inspect
 import json
 import os
 import re
@@ -11,7 +12,8 @@ import pytest
 
 import fastloop as fl
 from fastloop import checkpoint, train
-from fastloop.train import ALL_FLAGS, make_schedule, parse, sample_of
+from fastloop.flags import ALL_FLAGS, COURSE, MODELS, OPTIMIZERS, default_of, key, parse
+from fastloop.train import make_schedule, sample_of
 
 COMMAND = [sys.executable, "-m", "fastloop.train"]
 LOSSES = r"^loss +train (\S+) \(on 516 of 4,647 documents\), validation (\S+) nats"
@@ -74,6 +76,12 @@ BAD = [
     (["--setps", "1"], "--setps is not a flag; did you mean --steps?"),
     (["--learning-rate=0.1"], "--learning-rate is not a flag; did you mean --lr?"),
     (["--xyzzy", "1"], "--xyzzy is not a flag (--help lists the flags)"),
+    (["--momentum-smoothing", "0.9"], "--momentum-smoothing is not a flag; did you mean --beta1?"),
+    (["--squared-gradient-smoothing", "0.9"], "is not a flag; did you mean --beta2?"),
+    (["--num-layers", "2"], "did you mean --n-layer?"),
+    (["--context-length", "8"], "did you mean --block-size?"),
+    (["--max-new-tokens", "8"], "did you mean --length?"),
+    (["--save-every", "10"], "--save-every needs a file: --save FILE"),
     (["--steps", "5", "--epochs", "1"], "say one of them"),
     (["--prompt", "Anna"], "--prompt: text[0] = 'A' is not one of"),
     (["--prompt", "annaanna"], "leaves nothing"),
@@ -199,6 +207,10 @@ def test_a_configuration_file_says_what_flags_say(tmp_path):
         ("n_embd = 8\nn-embd = 4", "run.toml: 'n_embd' and 'n-embd' are the same flag: say one of them"),
         ("config = 'x.toml'", "run.toml: 'config' cannot stand in a file"),
         ("data = ''", "run.toml: argument --data: expected one argument"),
+        ('data = "a\\u0000b"', "run.toml: argument --data: 'a\\x00b' holds a NUL character, which no file's name does"),
+        ("momentum = 0.9", "run.toml: --momentum does not go with --optimizer adam; it is for sgd"),
+        ("optimizer = 'sgd'\nbeta1 = 0.9",
+         "run.toml: --beta1 does not go with --optimizer sgd; it is for adam, adamw"),
     ],
 )
 def test_a_bad_configuration_is_one_line_and_status_2(text, message, tmp_path):
@@ -478,6 +490,115 @@ def test_weight_decay_has_torchs_default(optimizer, decay, tmp_path):
     assert f"weight_decay={decay}" in done.stdout
 
 
+# --- Flags and what uses them
+
+USED = [
+    (["--n-layer", "2"], ["--model", "bigram"], "gpt"),
+    (["--n-head", "4"], ["--model", "bigram"], "gpt"),
+    (["--momentum", "0.9"], ["--optimizer", "adam"], "sgd"),
+    (["--momentum", "0"], ["--optimizer", "adamw"], "sgd"),
+    (["--nesterov"], ["--optimizer", "adam"], "sgd"),
+    (["--no-nesterov"], ["--optimizer", "adam"], "sgd"),
+    (["--beta1", "0.9"], ["--optimizer", "sgd"], "adam, adamw"),
+    (["--beta2", "0.9"], ["--optimizer", "sgd"], "adam, adamw"),
+    (["--eps", "1e-6"], ["--optimizer", "sgd"], "adam, adamw"),
+    *((["--decay-steps", "5"], ["--schedule", name], "warmup_stable_decay, step_decay, inverse_sqrt")
+      for name in ("constant", "linear", "cosine", "exponential", "one_cycle")),
+    *((["--lr-end", "0.1"], ["--schedule", name], "linear, cosine, exponential, warmup_stable_decay")
+      for name in ("constant", "one_cycle", "inverse_sqrt", "step_decay")),
+    (["--length", "20"], ["--format", "lines"], "text"),
+    (["--shuffle"], ["--format", "text", "--data", "x"], "lines"),
+]
+
+
+@pytest.mark.parametrize("flags, choice, users", USED, ids=str)
+def test_a_flag_that_nothing_chosen_uses_is_refused_with_both_names(flags, choice, users, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse([*choice, *flags])
+    assert error.value.code == 2
+    said = f"{flags[0].replace('--no-', '--')} does not go with {choice[0]} {choice[1]}; it is for {users}"
+    assert capsys.readouterr().err == f"fastloop-train: error: {said} (--help lists the flags)\n"
+
+
+def test_what_uses_a_flag_is_what_the_api_says():
+    for flag in ALL_FLAGS.values():
+        for choice, users in flag.used_by.items():
+            assert set(users) < set(ALL_FLAGS[choice].kind)
+    for made, choice in ((MODELS, "model"), (OPTIMIZERS, "optimizer")):
+        arguments = {name: set(inspect.signature(make).parameters) for name, make in made.items()}
+        for name, flag in ALL_FLAGS.items():
+            argument = "betas" if name in ("beta1", "beta2") else key(name)
+            taking = {chosen for chosen in made if argument in arguments[chosen]}
+            if taking:
+                assert set(flag.used_by.get(choice, made)) == taking, name
+
+
+def test_the_defaults_are_the_apis_but_for_those_that_are_listed():
+    betas = default_of(fl.Adam, "betas")
+    apis = {"lr": default_of(fl.Adam, "lr"), "beta1": betas[0], "beta2": betas[1],
+            "temperature": default_of(fl.GPT.generate, "temperature"), "seed": default_of(fl.Trainer.fit, "seed")}
+    for name, value in COURSE.items():
+        assert ALL_FLAGS[name].default == value
+        assert apis.get(name) != value, name        # or it need not be listed
+    # A list of tensors is typed as text, and fit's None is 100 steps.
+    exempt = {*COURSE, "model", "optimizer", "no-decay", "log-every"}
+    for make in (*MODELS.values(), *OPTIMIZERS.values(), fl.Trainer, fl.Trainer.fit):
+        for name, flag in ALL_FLAGS.items():
+            argument = inspect.signature(make).parameters.get(key(name))
+            if argument and flag.default is not None and name not in exempt:    # None: the API's own is taken
+                assert flag.default == argument.default, name
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="--config needs Python 3.11")
+def test_a_file_may_hold_what_the_run_does_not_use_with_its_default(tmp_path, capsys):
+    """So what --dry-run wrote is read back, and another optimizer or model can be said beside it."""
+    assert train.main(["--dry-run"]) == 0
+    (tmp_path / "c.toml").write_text(capsys.readouterr().out)
+    config = f"--config={tmp_path / 'c.toml'}"
+    for choice in (["--optimizer=sgd", "--momentum=0.9"], ["--model=gpt", "--n-layer=2"], ["--schedule=constant"]):
+        assert vars(parse([config, *choice])[0]) == {**vars(parse(choice)[0]), "config": str(tmp_path / "c.toml")}
+    (tmp_path / "c.toml").write_text("momentum = 0\nn-layer = 2\n")
+    with pytest.raises(SystemExit):
+        parse([config])
+    assert "c.toml: --n-layer does not go with --model bigram; it is for gpt" in capsys.readouterr().err
+    assert parse([config, "--model=gpt"])[0].n_layer == 2
+
+
+def test_a_resumed_run_is_asked_for_no_flag_that_it_does_not_use(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--optimizer=sgd", "--momentum=0.9", "--steps=3", "--sample=0", "--save=run.npz"]
+    assert train.main(flags) == 0
+    assert train.main(["--resume=run.npz"]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        train.main(["--resume=run.npz", "--length=5"])
+    assert "error: --length does not go with --format lines; it is for text" in capsys.readouterr().err
+    rename("run.npz", "other.npz", {"beta1": 0.5})
+    with pytest.raises(SystemExit):
+        train.main(["--resume=other.npz"])
+    assert "other.npz: --beta1 does not go with --optimizer sgd; it is for adam, adamw" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="--config needs Python 3.11")
+def test_a_configuration_may_begin_with_a_byte_order_mark(tmp_path, capsys):
+    (tmp_path / "c.toml").write_text("steps = 7\r\nprompt = 'é'\r\n", encoding="utf-8-sig")
+    args, _ = parse([f"--config={tmp_path / 'c.toml'}"])
+    assert (args.steps, args.prompt) == (7, "é")
+    (tmp_path / "c.toml").write_text("steps = 7", encoding="utf-16")
+    assert train.main([f"--config={tmp_path / 'c.toml'}"]) == 2
+    assert "it begins as UTF-16 does, and TOML is UTF-8" in capsys.readouterr().err
+
+
+def test_a_picture_without_an_ending_is_said_to_get_one(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--steps=3", "--plot=x"]) == 0
+    assert "\npicture     x.png, since --plot x has no ending that says which kind\n" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+    assert train.main(["--steps=3", "--plot=x.png"]) == 0
+    assert "picture" not in capsys.readouterr().out
+
+
 # --- Files that would eat each other
 
 @pytest.fixture
@@ -727,6 +848,18 @@ def test_an_unknown_instruction_set_is_one_line_and_status_2(module, tmp_path):
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("FASTLOOP_ISA = 'mmx' is not one of ")
+
+
+@pytest.mark.parametrize("module, name", [("fastloop.train", "fastloop-train"), ("fastloop", "fastloop")])
+def test_ctrl_c_while_the_command_is_imported_is_a_line_and_130(module, name, tmp_path):
+    # In the place of NumPy, whose import takes the most time.
+    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('went on')\n")
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{name}: interrupted\n")
+    # A program that imports the package keeps its own Ctrl-C.
+    code = "try:\n    import fastloop\nexcept KeyboardInterrupt:\n    print('caught')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caught\n", "")
 
 
 def test_the_package_itself_names_its_command():

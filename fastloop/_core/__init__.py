@@ -11,14 +11,12 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-COMMANDS = {"fastloop", "fastloop.train"}
+from .._command import running
 
 
 def refuse(message: str) -> NoReturn:
     """Raise ImportError; at the start of one of the package's own commands, which cannot catch it, exit with a line."""
-    program = os.path.basename((sys.argv or [""])[0])       # "-m" while the package of a module to run is imported
-    modules = {argument.removeprefix("-m") for argument in sys.orig_argv}
-    if program.startswith("fastloop-train") or (program == "-m" and not modules.isdisjoint(COMMANDS)):
+    if running():
         print(f"fastloop: error: {message}", file=sys.stderr)
         sys.exit(2)
     raise ImportError(message) from None

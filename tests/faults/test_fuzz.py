@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import fastloop as fl
-from fastloop import checkpoint, train
+from fastloop import checkpoint, flags, train
 
 settings.register_profile(
     "ci", derandomize=True, deadline=None, max_examples=100, database=None,
@@ -61,12 +61,12 @@ WORDS = st.one_of(NUMBERS, NAMES, st.sampled_from(["a.npz", ".", "é"]))
 VALUES = {
     flag: st.one_of(st.sampled_from(kind), WORDS) if isinstance(kind, tuple) else
     st.one_of(NUMBERS, NUMBERS, WORDS) if kind is not str else WORDS
-    for flag, (kind, *_) in train.ALL_FLAGS.items() if kind is not bool
+    for flag, (kind, *_) in flags.ALL_FLAGS.items() if kind is not bool
 }
 FLAGS = st.one_of(
     *[value.map(lambda text, flag=flag: f"--{flag}={text}") for flag, value in VALUES.items()],
-    st.sampled_from([f"--{flag}" for flag, (kind, *_) in train.ALL_FLAGS.items() if kind is bool]),
-    st.sampled_from([f"--no-{flag}" for flag, (kind, *_) in train.ALL_FLAGS.items() if kind is bool]),
+    st.sampled_from([f"--{flag}" for flag, (kind, *_) in flags.ALL_FLAGS.items() if kind is bool]),
+    st.sampled_from([f"--no-{flag}" for flag, (kind, *_) in flags.ALL_FLAGS.items() if kind is bool]),
     st.text(max_size=5),
 )
 SLOW = re.compile(r"--(steps|epochs|batch-size)=\+?\d{3}")      # nothing wrong with these, but they take their time
@@ -96,7 +96,7 @@ def test_random_data_files(content, flags, command, tmp_path):
     command(*QUICK, "--data=data", *flags)
 
 
-QUICK_KEYS = [key for key in train.ALL_FLAGS if key not in ("steps", "epochs", "batch-size")]
+QUICK_KEYS = [key for key in flags.ALL_FLAGS if key not in ("steps", "epochs", "batch-size")]
 KEYS = st.one_of(st.sampled_from(QUICK_KEYS), st.text(max_size=5))
 TOML_VALUES = st.one_of(
     st.integers(-5, 9), st.floats(), st.booleans(), st.text("abc.\\\"'#\n", max_size=5),
@@ -214,8 +214,8 @@ def saved_by_the_command():
 
 
 # Not the files, of which the command says that it does not write them again.
-STORED = st.one_of(st.sampled_from(list(train.ALL_FLAGS)), st.text(max_size=3)).filter(
-    lambda flag: flag not in train.FLAGS["files"]
+STORED = st.one_of(st.sampled_from(list(flags.ALL_FLAGS)), st.text(max_size=3)).filter(
+    lambda flag: flag not in flags.FLAGS["files"]
 ).map(lambda flag: flag.replace("-", "_"))
 
 
