@@ -3,8 +3,9 @@
 # A moment below this is set to zero: decayed further it would become subnormal, and arithmetic on subnormal
 # numbers takes a hundred cycles (a character that no longer occurs would slow every later step).  It is a tenth of
 # the pass in cache, so it is done at every 16th step: from 1e-290 to the subnormal numbers is a factor of 4e17, which
-# takes 16 steps or more for any beta above 0.1.  Where eps is so small that such a v beside it would show in the parameter
-# (below 1e-125, no practical eps), the limit is lower: without its v, what is left of m would be divided by eps alone.
+# takes 16 steps or more for any beta above 0.1.  Where eps is so small that such a v beside it would show in the
+# parameter (below 1e-125, no practical eps), the limit is lower: without its v, what is left of m would be divided by
+# eps alone.
 cdef double TINY = 1e-290
 cdef enum:
     FLUSH_EVERY = 16

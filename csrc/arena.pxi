@@ -1,5 +1,5 @@
-# Room for a workspace.  What lies in it is told once, by code that takes one array after the other and runs twice: first
-# nothing but bytes is counted, then the same is carved from memory of that size.
+# Room for a workspace.  What lies in it is told once, by code that takes one array after the other and runs twice:
+# first nothing but bytes is counted, then the same is carved from memory of that size.
 #
 #     while buffer.lays_out():
 #         x = <double *>take(&buffer.arena, times(N, D), sizeof(double))
@@ -95,7 +95,7 @@ cdef class Buffer:
 
 
 def carve(list counted not None, list carved not None):
-    """The places of arrays of `carved` (items, bytes of an item) in memory that was laid out for `counted`: for tests."""
+    """The places of arrays of `carved` (items, bytes of an item) in memory laid out for `counted`: for tests."""
     cdef Buffer buffer = Buffer()
     cdef list places = []
     cdef Py_ssize_t n

@@ -9,7 +9,7 @@ cdef class Loop:
     cdef Buffer memory
     cdef double *partial        # (norm_blocks,)
     cdef int64_t fills          # of the batch, when forward read it
-    cdef public int64_t steps   # taken, by hand and in runs; the schedule counts them, and who loads a trainer sets them
+    cdef public int64_t steps   # taken, by hand and in runs; what the schedule counts, set where a trainer is loaded
     cdef readonly double loss   # of the last forward
     cdef readonly double norm   # of the last gradient, before clipping
 

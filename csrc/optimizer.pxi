@@ -1,11 +1,11 @@
-# What every optimiser offers the loop, and the user's own loops; and its promise, that no parameter and no moment becomes
-# anything not finite.
+# What every optimiser offers the loop, and the user's own loops; and its promise, that no parameter and no moment
+# becomes anything not finite.
 #
 # Before a step `prepare` bounds what it can write, from a few scalars: the largest gradient (its norm is known), the
 # largest first moment so far, and where a parameter enters more than by itself, the largest parameter.  A sum with a
 # finite number overflows only where the other is above 1e292, half the last place of the largest number, so that with
-# practical settings no parameter can, whatever it is.  Where the bounds do not exclude it, `look` takes the step on copies
-# first, and finds out.
+# practical settings no parameter can, whatever it is.  Where the bounds do not exclude it, `look` takes the step on
+# copies first, and finds out.
 
 cdef double LARGE = 1e290       # a hundredth of that: the bounds are rounded, too
 cdef double MODERATE = 1e153    # the square of a gradient up to here may be added to any finite v
