@@ -88,25 +88,36 @@ cdef class GPT(LanguageModel):
     cdef Position at                    # of the position that is generated
     cdef Py_ssize_t cached              # positions in the cache
 
+    @staticmethod
+    def tensors(V, D, T, n_layer):
+        tensors = {"wte": (V, D), "wpe": (T, D)}
+        for l in range(n_layer):
+            # wq, wk and wv are one matrix (3 D, D) to the passes.
+            for name in ("attn_wq", "attn_wk", "attn_wv", "attn_wo"):
+                tensors[f"layer{l}.{name}"] = (D, D)
+            tensors[f"layer{l}.mlp_fc1"] = (4 * D, D)
+            tensors[f"layer{l}.mlp_fc2"] = (D, 4 * D)
+        tensors["lm_head"] = (V, D)
+        return tensors
+
     def __init__(self, params, grads, Py_ssize_t V, Py_ssize_t D, Py_ssize_t T, Py_ssize_t n_layer, Py_ssize_t n_head):
-        cdef Py_ssize_t l, start
+        cdef dict tensors = GPT.tensors(V, D, T, n_layer), places
+        cdef Layer *layer
+        cdef Py_ssize_t l
         if n_head < 1 or D % n_head:
             raise ValueError(f"n_embd = {D} must be a multiple of n_head = {n_head}")
-        LanguageModel.__init__(self, params, grads, V, D, T, n_layer * 12 * D * D)
+        LanguageModel.__init__(self, params, grads, V, D, T, tensors)
         self.n_layer, self.n_head, self.size_head = n_layer, n_head, D // n_head
         self.keys = tiles(T - 1, 8) + 1
         self.layer_table, self.cache, self.scratch = Buffer(), Buffer(), Buffer()
         self.layers = <Layer *>self.layer_table.array(n_layer, sizeof(Layer))
+        places = self.places(tensors)
         for l in range(n_layer):
-            start = (V + T) * D + l * 12 * D * D
-            self.layers[l].wqkv = self.params + start
-            self.layers[l].wo = self.params + start + 3 * D * D
-            self.layers[l].fc1 = self.params + start + 4 * D * D
-            self.layers[l].fc2 = self.params + start + 8 * D * D
-            self.layers[l].dwqkv = self.grads + start
-            self.layers[l].dwo = self.grads + start + 3 * D * D
-            self.layers[l].dfc1 = self.grads + start + 4 * D * D
-            self.layers[l].dfc2 = self.grads + start + 8 * D * D
+            layer = &self.layers[l]
+            self.point(places[f"layer{l}.attn_wq"], &layer.wqkv, &layer.dwqkv)
+            self.point(places[f"layer{l}.attn_wo"], &layer.wo, &layer.dwo)
+            self.point(places[f"layer{l}.mlp_fc1"], &layer.fc1, &layer.dfc1)
+            self.point(places[f"layer{l}.mlp_fc2"], &layer.fc2, &layer.dfc2)
 
     cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
         cdef Py_ssize_t D = self.D, l

@@ -14,7 +14,7 @@ cdef enum:
 
 
 cdef class LanguageModel(Model):
-    """wte (V, D) and wpe (T, D) first in the buffers, lm_head (V, D) last.
+    """Its tensors are wte (V, D), wpe (T, D), which follows it in the buffers, what a subclass adds, and lm_head (V, D).
 
     A subclass puts the features of each token into x and x_panels; head_backward leaves their gradient in dx.
     """
@@ -36,20 +36,15 @@ cdef class LanguageModel(Model):
     cdef Softmax *softmax               # (P,)
     cdef Tokens *tokens                 # the bound batch
 
-    def __init__(self, params, grads, Py_ssize_t V, Py_ssize_t D, Py_ssize_t T, Py_ssize_t body=0):
-        """`body` is the number of parameters between wpe and lm_head."""
+    def __init__(self, params, grads, Py_ssize_t V, Py_ssize_t D, Py_ssize_t T, dict tensors not None):
         Model.__init__(self, params, grads)
-        if self.size != (2 * V + T) * D + body:
-            raise ValueError(f"{(2 * V + T) * D + body} parameters expected, got {self.size}")
+        cdef dict places = self.places(tensors)
         self.V, self.D, self.T = V, D, T
         self.ld = padded(D)
         self.held = V if V <= KEEP_LOGITS else V_TILE
-        self.wte = self.params
-        self.wpe = self.wte + V * D
-        self.lm_head = self.params + self.size - V * D
-        self.dwte = self.grads
-        self.dwpe = self.dwte + V * D
-        self.dlm_head = self.grads + self.size - V * D
+        self.point(places["wte"], &self.wte, &self.dwte)
+        self.point(places["wpe"], &self.wpe, &self.dwpe)
+        self.point(places["lm_head"], &self.lm_head, &self.dlm_head)
 
     def logits_of(self, Batch batch not None, double[:, ::1] logits not None):
         """logits (N, V) of a batch's predictions; what the last forward left for backward is lost."""

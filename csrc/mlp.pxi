@@ -71,12 +71,22 @@ cdef class MLP(Model):
     cdef Softmax *softmax               # (P,)
     cdef Rows *rows                     # the bound batch
 
+    @staticmethod
+    def tensors(widths):
+        tensors = {}
+        for i in range(len(widths) - 1):
+            tensors[f"layer{i}.weight"] = (widths[i + 1], widths[i])
+            tensors[f"layer{i}.bias"] = (widths[i + 1],)
+        return tensors
+
     def __init__(self, params, grads, widths, bint tanh, bint cross_entropy):
-        cdef Py_ssize_t i, at = 0
+        cdef dict places
         cdef Linear *layer
+        cdef Py_ssize_t i
         Model.__init__(self, params, grads)
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(f"widths = {widths}: at least the inputs and the outputs, each 1 or more")
+        places = self.places(MLP.tensors(widths))
         self.tanh, self.cross_entropy = tanh, cross_entropy
         self.depth = len(widths) - 1
         self.layer_memory = Buffer()
@@ -85,12 +95,8 @@ cdef class MLP(Model):
             layer = &self.layers[i]
             layer.n_in, layer.n_out = widths[i], widths[i + 1]
             layer.ld = padded(layer.n_out)
-            layer.weight, layer.dweight = self.params + at, self.grads + at
-            at += layer.n_out * layer.n_in
-            layer.bias, layer.dbias = self.params + at, self.grads + at
-            at += layer.n_out
-        if self.size != at:
-            raise ValueError(f"{at} parameters expected, got {self.size}")
+            self.point(places[f"layer{i}.weight"], &layer.weight, &layer.dweight)
+            self.point(places[f"layer{i}.bias"], &layer.bias, &layer.dbias)
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
         cdef ArrayData data = (<ArrayBatch?>batch).data

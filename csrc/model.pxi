@@ -59,7 +59,8 @@ cdef class Alone:
 cdef class Model:
     """Parameters and gradients as flat buffers, and the two passes over them.
 
-    A subclass points into the buffers once; forward leaves in the workspace what backward needs.
+    A subclass says in `tensors`, a static method, the names and shapes of its tensors in the order of the buffers, and
+    points into these by `places`; forward leaves in the workspace what backward needs.
     """
     cdef const double[::1] params_view      # keeps the buffers alive
     cdef double[::1] grads_view
@@ -86,6 +87,24 @@ cdef class Model:
 
     def __reduce__(self):
         return not_copied(self)
+
+    cdef dict places(self, dict tensors):
+        """Where each tensor begins in the flat buffers, of a dict of name -> shape in their order."""
+        cdef dict places = {}
+        at = 0
+        for name, shape in tensors.items():
+            places[name] = at
+            n = 1
+            for d in shape:
+                n *= d
+            at += n
+        if self.size != at:
+            raise ValueError(f"{at} parameters expected, got {self.size}")
+        return places
+
+    cdef void point(self, Py_ssize_t place, const double **param, double **grad) noexcept:
+        """Point at a tensor and its gradient."""
+        param[0], grad[0] = self.params + place, self.grads + place
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
         """Take the batch that the next passes read, and make room for so many predictions."""

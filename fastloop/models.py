@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
@@ -391,7 +390,7 @@ class BigramLM(LanguageModel):
         self.vocab_size = V = whole("vocab_size", vocab_size)
         self.n_embd = D = whole("n_embd", n_embd)
         self.block_size = T = whole("block_size", block_size)
-        super().__init__({"wte": (V, D), "wpe": (T, D), "lm_head": (V, D)}, seed, init_std)
+        super().__init__(_core.variant.Bigram.tensors(V, D, T), seed, init_std)
 
     def make_core(self) -> _core.variant.Bigram:
         return _core.variant.Bigram(self.params.flat, self.grads.flat, self.vocab_size, self.n_embd, self.block_size)
@@ -434,12 +433,7 @@ class GPT(LanguageModel):
         self.block_size = T = whole("block_size", block_size)
         if D % self.n_head:
             raise ValueError(f"n_embd = {D} must be a multiple of n_head = {self.n_head}")
-        shapes = {"wte": (V, D), "wpe": (T, D)}
-        for i in range(self.n_layer):
-            shapes |= {f"layer{i}.{name}": (D, D) for name in ("attn_wq", "attn_wk", "attn_wv", "attn_wo")}
-            shapes |= {f"layer{i}.mlp_fc1": (4 * D, D), f"layer{i}.mlp_fc2": (D, 4 * D)}
-        shapes["lm_head"] = (V, D)
-        super().__init__(shapes, seed, init_std)
+        super().__init__(_core.variant.GPT.tensors(V, D, T, self.n_layer), seed, init_std)
 
     def make_core(self) -> _core.variant.GPT:
         return _core.variant.GPT(
@@ -499,11 +493,7 @@ class MLP(Model):
         if loss == "cross_entropy" and self.widths[-1] < 2:
             raise ValueError(f"widths[-1] = {self.widths[-1]}: cross-entropy needs at least 2 classes")
         self._classes: Array | None = None
-        shapes: dict[str, Shape] = {}
-        for i, (n_in, n_out) in enumerate(pairwise(self.widths)):
-            shapes[f"layer{i}.weight"] = (n_out, n_in)
-            shapes[f"layer{i}.bias"] = (n_out,)
-        super().__init__(shapes, seed, 1.0 if init_std is None else init_std)
+        super().__init__(_core.variant.MLP.tensors(self.widths), seed, 1.0 if init_std is None else init_std)
         last = len(self.widths) - 2
         for i in range(last + 1):
             self.params[f"layer{i}.bias"] = np.zeros(self.widths[i + 1])

@@ -148,6 +148,8 @@ CSRC = [
     ("arena.pxi", "if bytes_ > most - begin:", "if False:"),
     ("memory.pxi", "the same object\") if busy else 0", "the same object\") if False else 0"),
     ("model.pxi", "self.run = (what, get_ident())", "pass"),
+    ("model.pxi", "if self.size != at:", "if self.size < at:"),
+    ("gpt.pxi", "(4 * D, D)", "(D, 4 * D)"),
     ("model.pxi", "if self.run is not None and self.run[1] != get_ident():", "if False:"),
     # batches
     ("tokens.pxi", "not 0 <= indices[i] < self.data.n_examples", "not 0 <= indices[i] <= self.data.n_examples"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastloop as fl
 from fastloop import _core
 
 F = np.zeros
@@ -128,6 +129,22 @@ def test_a_workspace_of_more_bytes_than_can_be_addressed_is_refused(variant, siz
 def test_a_workspace_that_the_machine_does_not_have_is_refused(variant):
     with pytest.raises(MemoryError, match=f"{MOST // 2 + 1} bytes of workspace"):
         variant.carve([(MOST // 2, 1)], [])
+
+
+def test_a_models_tensors_lie_in_the_order_that_its_compiled_class_tells(variant):
+    models = [fl.BigramLM(5, 3, 4), fl.GPT(5, 4, 2, 2, 3), fl.MLP([2, 3, 4, 1])]
+    told = [variant.Bigram.tensors(5, 3, 4), variant.GPT.tensors(5, 4, 3, 2), variant.MLP.tensors([2, 3, 4, 1])]
+    for model, tensors in zip(models, told, strict=True):
+        assert [(name, model.params[name].shape) for name in model.params] == list(tensors.items())
+        begins = [model.params[name].ctypes.data for name in model.params]
+        assert begins == sorted(begins)
+
+
+def test_parameters_of_another_number_than_the_tensors_hold_are_refused(variant):
+    expected = sum(np.prod(shape) for shape in variant.GPT.tensors(3, 4, 3, 2).values())
+    for size in (expected - 1, expected + 1):
+        with pytest.raises(ValueError, match=f"{expected} parameters expected, got {size}"):
+            variant.GPT(F(size), F(size), 3, 4, 3, 2, 4)
 
 
 def test_outputs_of_another_shape_are_refused_and_not_written(variant):

@@ -149,12 +149,12 @@ class Model:
 class LanguageModel(Model):
     def __init__(
         self,
-        params: Floats,         # const double[::1] ((2 V + T) D + body,)
+        params: Floats,         # const double[::1] (size,)
         grads: Floats,          # double[::1], as long
         V: int,
         D: int,
         T: int,
-        body: int = 0,
+        tensors: dict[str, tuple[int, ...]],
     ) -> None: ...
     @property
     def V(self) -> int: ...
@@ -168,9 +168,21 @@ class LanguageModel(Model):
         logits: Floats,         # double[:, ::1] (N, V)
     ) -> None: ...
 
-class Bigram(LanguageModel): ...
+class Bigram(LanguageModel):
+    def __init__(
+        self,
+        params: Floats,         # const double[::1] (size,)
+        grads: Floats,          # double[::1], as long
+        V: int,
+        D: int,
+        T: int,
+    ) -> None: ...
+    @staticmethod
+    def tensors(V: int, D: int, T: int) -> dict[str, tuple[int, ...]]: ...
 
 class GPT(LanguageModel):
+    @staticmethod
+    def tensors(V: int, D: int, T: int, n_layer: int) -> dict[str, tuple[int, ...]]: ...
     def __init__(
         self,
         params: Floats,         # const double[::1] ((2 V + T) D + 12 n_layer D^2,)
@@ -220,6 +232,8 @@ class ArrayBatch(Batch):
     ) -> None: ...
 
 class MLP(Model):
+    @staticmethod
+    def tensors(widths: list[int]) -> dict[str, tuple[int, ...]]: ...
     def __init__(
         self,
         params: Floats,         # const double[::1] (size,)
