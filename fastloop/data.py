@@ -12,7 +12,7 @@ import numpy as np
 from ._check import MOST_SEED, whole
 from ._core import variant
 from .errors import DataError
-from .tokenizer import as_docs
+from .tokenizer import as_docs, as_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -141,7 +141,7 @@ def bigram_baseline(
     With val: -mean log((n(a, b) + 1) / (n(a) + V)) over the pairs (a, b) of val, with n counted on train.
     Raises as `pack` does.
     """
-    V = tokenizer.vocab_size
+    V = as_tokenizer(tokenizer).vocab_size
     trained = _pairs(train, tokenizer, block_size)
     # Counts of the pairs that occur, not a (V, V) table: a large alphabet would take gigabytes.
     pairs, counts = np.unique(trained, return_counts=True)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .history import History
+
 if TYPE_CHECKING:
     from ._types import Floats
-    from .history import History
     from .trainer import Trainer
 
 ENOUGH_STEPS = 20       # fewer say nothing about a trend; only what is not finite is reported
@@ -89,9 +90,11 @@ def diagnose(run: History | Trainer) -> Diagnosis:
     Returns a Diagnosis: a list of Finding, empty for a healthy run; print it to read it.  The names are diverging,
     lr_zero, lr_too_large, lr_too_small, stalled, never_zeroed, exploding_gradients, vanishing_gradients, clipping,
     overfitting and dead_rows.
-    Raises ValueError for a Trainer that has no history yet.
+    Raises TypeError for something else, such as a model, and ValueError for a Trainer that has no history yet.
     """
-    trainer: Any = run if hasattr(run, "model") else None
+    if not isinstance(run, History) and not (hasattr(run, "history") and hasattr(run, "model")):
+        raise TypeError(f"run = {run!r:.80} must be a History, as fit returns it, or a Trainer after fit")
+    trainer: Any = None if isinstance(run, History) else run
     history: Any = run if trainer is None else trainer.history
     if history is None:
         raise ValueError("this trainer has no history yet: call fit, then diagnose")

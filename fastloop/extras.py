@@ -1,9 +1,14 @@
-"""Optional packages, imported when they are needed and missed in one sentence.  Nothing else lives here."""
+"""Optional packages: imported when they are needed, missed in one sentence, their errors given the name of the file."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._types import Path
 
 
 def load(module: str, extra: str, what: str) -> Any:
@@ -16,3 +21,15 @@ def load(module: str, extra: str, what: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         raise ImportError(f"{what} needs {package}: pip install 'fastloop[{extra}]' ({error})") from error
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, as safe_open reads it into NumPy arrays; a damaged one is a ValueError with its name."""
+    package = load("safetensors", "safetensors", "a safetensors file")
+    open(path, "rb").close()        # whose errors, such as that of a folder, name the file
+    try:
+        with package.safe_open(path, "numpy") as file:
+            yield file
+    except package.SafetensorError as error:
+        raise ValueError(f"{path}: is no whole safetensors file ({error})") from error

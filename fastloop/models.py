@@ -16,7 +16,7 @@ from ._check import seed as checked_seed
 from .data import hold_out, pack
 from .errors import DataError
 from .params import Params
-from .tokenizer import as_docs
+from .tokenizer import as_docs, as_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -118,9 +118,11 @@ class Model:
     def load_safetensors(self, path: Path) -> None:
         """Take the parameters from a file that holds tensors of these names and shapes, and no others.
 
-        float32 and float16 are widened.  Raises ValueError before any change where it does not fit (extra as above).
+        float32 and float16 are widened.  Raises ValueError before any change where it does not fit or is damaged
+        (extra as above).
         """
-        tensors = safetensors().load_file(path)
+        with extras.open_safetensors(path) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}     # noqa: SIM118 -- it is no dict
         if set(tensors) != set(self.params):
             odd = ", ".join(sorted(set(tensors) ^ set(self.params)))
             raise ValueError(f"{path}: the tensors of the file and of {self!r} differ: {odd}")
@@ -154,7 +156,7 @@ class LanguageModel(Model):
             raise TypeError(f"{type(self).__name__} learns from documents alone; y serves models over arrays")
         if tokenizer is None:
             raise TypeError(f"{type(self).__name__} reads documents: give its Trainer a tokenizer")
-        if tokenizer.vocab_size > self.vocab_size:
+        if as_tokenizer(tokenizer).vocab_size > self.vocab_size:
             raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {self.vocab_size}")
         return pack(docs, tokenizer, self.block_size)
 
@@ -172,7 +174,7 @@ class LanguageModel(Model):
         CharTokenizer.from_safetensors(path) brings its tokenizer.  Raises ValueError where the file holds another model
         or tensors that do not fit its metadata.
         """
-        with extras.load("safetensors", "safetensors", "a safetensors file").safe_open(path, "numpy") as file:
+        with extras.open_safetensors(path) as file:
             metadata, names = file.metadata() or {}, file.keys()
             shapes = {name: file.get_slice(name).get_shape() for name in names}
         if metadata.get("model") != cls.__name__:
@@ -270,7 +272,7 @@ class LanguageModel(Model):
         top_p = None if top_p is None else number("top_p", top_p)
         if top_p is not None and not 0.0 < top_p <= 1.0:
             raise ValueError(f"top_p = {top_p} is outside (0, 1]")
-        if tokenizer.vocab_size > self.vocab_size:
+        if as_tokenizer(tokenizer).vocab_size > self.vocab_size:
             raise DataError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {self.vocab_size}")
         known = tokenizer.encode(prompt)
         if length is None:

@@ -226,6 +226,8 @@ def check_callbacks(callbacks):
         for name in dir(callback):
             if name.startswith("on_") and name not in METHODS:
                 raise TypeError(f"callbacks[{i}] has {name}, which fit does not call; it calls {', '.join(METHODS)}")
+        if not any(hasattr(callback, name) for name in METHODS):
+            raise TypeError(f"callbacks[{i}] = {callback!r:.80} has none of what fit calls: {', '.join(METHODS)}")
 
 
 class Ending:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from ._types import Ints, Path, Whole
+    from ._types import Ints, Path, Tokenizer, Whole
 
 
 def as_docs(docs: Iterable[str]) -> list[str]:
@@ -32,6 +32,13 @@ def as_docs(docs: Iterable[str]) -> list[str]:
             if not isinstance(doc, str):
                 raise TypeError(f"docs[{i}] = {doc!r:.80} is {type(doc).__name__}, not str")
     return docs
+
+
+def as_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer; TypeError for something else in its place, such as the documents."""
+    if not (hasattr(tokenizer, "vocab_size") and hasattr(tokenizer, "encode")):
+        raise TypeError(f"tokenizer = {tokenizer!r:.80} must be a tokenizer, such as CharTokenizer(docs)")
+    return tokenizer
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
@@ -132,9 +139,9 @@ class CharTokenizer:
     def from_safetensors(cls, path: Path) -> Self:
         """The tokenizer that a model's save_safetensors(path, tokenizer) put into the file's metadata.
 
-        Raises ValueError where there is none (extra: safetensors).
+        Raises ValueError where there is none, and where the file is damaged (extra: safetensors).
         """
-        with extras.load("safetensors", "safetensors", "a safetensors file").safe_open(path, "numpy") as file:
+        with extras.open_safetensors(path) as file:
             text = (file.metadata() or {}).get("tokenizer")
         if text is None:
             raise ValueError(f"{path}: its metadata hold no tokenizer; save_safetensors(path, tokenizer) puts it there")

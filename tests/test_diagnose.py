@@ -424,6 +424,12 @@ def test_a_trainer_without_a_history():
         diagnose(fl.Trainer(fl.BigramLM(27), tokenizer=TOK))
 
 
+@pytest.mark.parametrize("other", [fl.BigramLM(27), [2.0, 1.0], None, "run.npz"], ids=repr)
+def test_what_is_neither_a_history_nor_a_trainer_is_refused(other):
+    with pytest.raises(TypeError, match=r"run = .* must be a History, as fit returns it, or a Trainer after fit"):
+        diagnose(other)
+
+
 def test_it_changes_nothing():
     trainer = run(steps=300)
     before = trainer.model.params.flat.copy(), trainer.history.to_json(), str(trainer.optimizer.state_dict())

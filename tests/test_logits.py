@@ -174,3 +174,29 @@ def test_a_file_without_a_tokenizer_brings_none(text, words, tmp_path):
     numpy.save_file({"a": np.zeros(1)}, path, None if text is None else {"tokenizer": text})
     with pytest.raises(ValueError, match=words):
         fl.CharTokenizer.from_safetensors(path)
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, -1])
+def test_a_damaged_safetensors_file_is_refused_with_its_name(size, tmp_path):
+    pytest.importorskip("safetensors", reason="the extra safetensors is not installed")
+    model, path = MODELS["gpt"](), tmp_path / "x.safetensors"
+    model.save_safetensors(path, TOK)
+    path.write_bytes(path.read_bytes()[:size])
+    for read in (model.load_safetensors, fl.GPT.from_safetensors, fl.CharTokenizer.from_safetensors):
+        with pytest.raises(ValueError, match=r"x\.safetensors: is no whole safetensors file"):
+            read(path)
+    for read in (model.load_safetensors, fl.GPT.from_safetensors, fl.CharTokenizer.from_safetensors):
+        with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("other", [DOCS, "anna", 5, None, MODELS["bigram"]()], ids=repr)
+def test_what_stands_in_a_tokenizers_place_is_named(other):
+    model = MODELS["bigram"]()
+    calls = [
+        lambda: model.generate(other), lambda: model.logits(other, DOCS), lambda: model.probabilities(other, DOCS),
+        lambda: fl.bigram_baseline(DOCS, tokenizer=other, block_size=3),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"tokenizer = .* must be a tokenizer, such as CharTokenizer|a tokenizer$"):
+            call()

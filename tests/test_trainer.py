@@ -773,6 +773,8 @@ class Misnamed:
     ([fl.callbacks.Progress], r"callbacks\[0\] is the class Progress; give an object: Progress\(\)"),
     (fl.callbacks.Progress(), "must be a list"),
     ([fl.callbacks.Progress(), Misnamed()], r"callbacks\[1\] has on_evalute, which fit does not call"),
+    ([3], r"callbacks\[0\] = 3 has none of what fit calls: on_start, on_step, "),
+    ([fl.callbacks.Progress(), print], r"callbacks\[1\] = <built-in function print> has none of what fit calls"),
 ])
 def test_callbacks_that_would_never_be_called_are_refused(callbacks, message):
     trainer = make()
