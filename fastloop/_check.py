@@ -1,6 +1,6 @@
 """Checks of users' arrays and numbers, made before compiled code sees them.  Messages only; no policy.
 
-The compiled loops look at nothing: a wrong length or id there is a write into foreign memory.  Every
+The compiled loops check nothing: a wrong length or id there is a write into foreign memory.  Every
 error shows what was given beside what is needed.
 """
 

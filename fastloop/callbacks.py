@@ -65,10 +65,10 @@ def fixed(x: float, digits: int, small: float = 0.0) -> str:
 
 
 class JsonLog:
-    """Adds a JSON object a line to a file: "event" is "start", "log", "evaluate" or "end".
+    """Appends JSON objects to a file, one on each line: "event" is "start", "log", "evaluate" or "end".
 
-    path: created, or added to, so that a resumed run goes on in the same file, or a pipe; each line is on its way
-    before the run goes on.  Floats are exact; NaN and infinities, which JSON does not have, are null.
+    path: created, or added to, so that a resumed run goes on in the same file, or a pipe; each line is
+    flushed as it is written.  Floats are exact; NaN and infinities, which JSON does not have, are null.
 
         log:       step, total_steps, loss (the mean of the last loss_steps steps, those since the line before), lr,
                    norm, clipped (steps, since the line before), seconds and predictions (of the run), per_second
@@ -132,7 +132,7 @@ class JsonLog:
 
 
 class Progress:
-    """Where the run is: on a terminal one line that is written over, by tqdm if it is installed (extra: progress), with
+    """Shows progress: on a terminal one line, rewritten in place, by tqdm if it is installed (extra: progress), with
     the mean loss of the last 100 steps; else a line for each log, with the mean loss since the one before.
 
     file: to write to (default: sys.stdout when the run starts).  unit: of predictions.

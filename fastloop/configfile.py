@@ -36,5 +36,5 @@ def entry(key: str, value: object) -> str:
 
 
 def comment(line: str) -> str:
-    """The line as a comment of TOML, which holds no control characters: the rest of the alphabets goes the same way."""
+    """The line as a comment of TOML, which may hold no control characters; all beyond ASCII is escaped too."""
     return f"# {line.encode('unicode_escape').decode()}"

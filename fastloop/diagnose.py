@@ -83,9 +83,9 @@ class Diagnosis(list[Finding]):
 
 @np.errstate(over="ignore", under="ignore")     # norms of a diverging run, and their squares
 def diagnose(run: History | Trainer) -> Diagnosis:
-    """Name what ails a run.
+    """Name the symptoms of a run that goes wrong.
 
-    run: a History, or a Trainer after `fit`, of which the optimiser's moments are looked at too.  In a History of your
+    run: a History, or a Trainer after `fit`, whose optimiser's moments are examined too.  In a History of your
     own loop, filled by `append`, a column that was not given is left out of account.
     Returns a Diagnosis: a list of Finding, empty for a healthy run; print it to read it.  The names are diverging,
     lr_zero, lr_too_large, lr_too_small, stalled, never_zeroed, exploding_gradients, vanishing_gradients, clipping,

@@ -14,7 +14,7 @@ class FastloopError(Exception):
 
 
 class FastloopWarning(UserWarning):
-    """A run did what was asked for, and that is hardly what was meant; the message says what to do."""
+    """A run did what it was asked, which is probably not what was meant; the message says what to do."""
 
 
 class OrderError(FastloopError, RuntimeError):

@@ -93,7 +93,7 @@ FLAGS = {
     "data": {
         "data": Flag(str, None, "text file (default: 5,163 embedded first names)"),
         "format": Flag(("lines", "text"), "lines", "a document a line, or one text learnt in windows"),
-        "encoding": Flag(str, default_of(load_docs, "encoding"), "of the file"),
+        "encoding": Flag(str, default_of(load_docs, "encoding"), "encoding of the file"),
         "val-fraction": Flag(share, COURSE["val-fraction"], "share held out for validation"),
     },
     "model": {
@@ -110,32 +110,32 @@ FLAGS = {
         "epochs": Flag(size, None, "times through the data, in place of --steps"),
         "batch-size": Flag(size, default_of(Trainer.fit, "batch_size"), "documents a batch"),
         "grad-accum": Flag(size, default_of(Trainer, "grad_accum"), "batches a step"),
-        "shuffle": Flag(bool, None, "a new order of the documents each epoch (default: with --data)", FOR_LINES),
+        "shuffle": Flag(bool, None, "take the documents in a new order each epoch (default: with --data)", FOR_LINES),
         "optimizer": Flag(tuple(OPTIMIZERS), "adam", "how to update"),
         "lr": Flag(float, COURSE["lr"], "learning rate, before the schedule"),
         "schedule": Flag(SCHEDULES, COURSE["schedule"], "how the learning rate falls"),
         "warmup": Flag(count, 0, "steps of linear warm-up in front"),
         "lr-end": Flag(number, None, "where linear, cosine, exponential and warmup_stable_decay end, as a share of "
                        f"--lr (default: {ENDS['linear']:g}; exponential {ENDS['exponential']:g})", {"schedule": ENDS}),
-        "decay-steps": Flag(size, None, "the fall at the end of warmup_stable_decay, from fall to fall of step_decay "
-                            "(to a tenth), timescale of inverse_sqrt (default: a fifth of the run)",
+        "decay-steps": Flag(size, None, "length of the decay that ends warmup_stable_decay, steps between two drops of "
+                            "step_decay (each to a tenth), timescale of inverse_sqrt (default: a fifth of the run)",
                             {"schedule": DECAY_STEPS}),
         "beta1": Flag(float, COURSE["beta1"], "decay of Adam's first moment", FOR_ADAM),
         "beta2": Flag(float, COURSE["beta2"], "decay of Adam's second moment", FOR_ADAM),
         "eps": Flag(float, default_of(Adam, "eps"), "added to Adam's denominator", FOR_ADAM),
-        "momentum": Flag(float, default_of(SGD, "momentum"), "of sgd", FOR_SGD),
-        "nesterov": Flag(bool, default_of(SGD, "nesterov"), "Nesterov's form of it", FOR_SGD),
+        "momentum": Flag(float, default_of(SGD, "momentum"), "momentum of sgd", FOR_SGD),
+        "nesterov": Flag(bool, default_of(SGD, "nesterov"), "Nesterov momentum", FOR_SGD),
         "weight-decay": Flag(float, None, "decoupled with adamw (default: {adam:g}; adamw {adamw:g})".format(**DECAYS)),
-        "no-decay": Flag(str, "", "tensors that weight decay leaves alone, such as wpe,lm_head"),
-        "clip-norm": Flag(float, None, "largest global gradient norm (default: any)"),
-        "clip-value": Flag(float, None, "largest magnitude of a single gradient (default: any)"),
+        "no-decay": Flag(str, "", "tensors without weight decay, such as wpe,lm_head"),
+        "clip-norm": Flag(float, None, "largest global gradient norm (default: no clipping)"),
+        "clip-value": Flag(float, None, "largest magnitude of a single gradient (default: no clipping)"),
         "seed": Flag(count, COURSE["seed"], "of weights, split, order and samples"),
-        "threads": Flag(size, None, "at most so many (default: the CPUs at hand)"),
+        "threads": Flag(size, None, "threads to use at most (default: one for each CPU)"),
     },
     "validation": {
-        "eval-every": Flag(size, None, "steps from evaluation to evaluation (default: ten in all, or one an epoch, if "
-                           "a file or a flag below needs them; else at the end)"),
-        "patience": Flag(size, None, "stop after so many evaluations without improvement"),
+        "eval-every": Flag(size, None, "steps between evaluations (default: ten in a run of --steps, one each epoch "
+                           "with --epochs, if a flag below or a file needs them; else only at the end)"),
+        "patience": Flag(size, None, "stop after this many evaluations without improvement"),
         "min-delta": Flag(number, default_of(Trainer.fit, "min_delta"), "what counts as improvement"),
         "restore-best": Flag(bool, default_of(Trainer.fit, "restore_best"),
                              "end with the parameters of the best evaluation"),
@@ -144,22 +144,22 @@ FLAGS = {
     "files": {
         "config": Flag(str, None, "TOML file whose keys are these flags"),
         "save": Flag(str, None, "checkpoint, and beside it that of the best evaluation (run.npz, run.best.npz)"),
-        "save-every": Flag(size, None, "steps from checkpoint to checkpoint (default: at the end)"),
-        "resume": Flag(str, None, "checkpoint of a run to go on with, to the same bits, and to save to if it did; "
-                       "files and output may be others, --steps more"),
+        "save-every": Flag(size, None, "steps between checkpoints (default: only at the end)"),
+        "resume": Flag(str, None, "checkpoint of a run to continue, bit for bit; the run goes on saving to it if it "
+                       "did; of other flags only files, output and a larger --steps may be given"),
         "export": Flag(str, None, "the trained parameters as safetensors (extra: safetensors)"),
         "log": Flag(str, None, "JSON lines of the run (a file, which is added to, or a pipe)"),
         "plot": Flag(str, None, "picture of the run (extra: plot)"),
         "tensorboard": Flag(str, None, "folder of TensorBoard events (extra: tensorboard)"),
     },
     "output": {
-        "log-every": Flag(count, LOG_EVERY, "steps from line to line; 0 for none"),
+        "log-every": Flag(count, LOG_EVERY, "steps between lines; 0 for none"),
         "sample": Flag(count, 10, "documents to sample at the end"),
-        "sample-every": Flag(size, None, "steps from one sample to the next during training"),
-        "length": Flag(size, 200, "characters of a sample of a text", FOR_TEXT),
-        "temperature": Flag(number, COURSE["temperature"], "of the samples; 0 takes the most probable"),
-        "top-k": Flag(size, None, "sample from so many most probable tokens"),
-        "top-p": Flag(float, None, "sample from the fewest with this probability"),
+        "sample-every": Flag(size, None, "steps between samples during training"),
+        "length": Flag(size, 200, "characters to sample, of a text", FOR_TEXT),
+        "temperature": Flag(number, COURSE["temperature"], "of the samples; 0 takes the most probable token"),
+        "top-k": Flag(size, None, "sample from this many most probable tokens only"),
+        "top-p": Flag(float, None, "sample from the fewest tokens that together have this probability"),
         "prompt": Flag(str, default_of(GPT.generate, "prompt"), "how the samples begin"),
         "diagnose": Flag(bool, False, "say what looks wrong with the run"),
         "dry-run": Flag(bool, False, "take one step, print the whole configuration as a file for --config, write "
@@ -236,7 +236,8 @@ def make_parser(only_given: bool = False) -> Parser:
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for name, flag in flags.items():
-            text = flag.help if flag.default in (None, False, "") else f"{flag.help} (default: {flag.default})"
+            silent = flag.default in (None, "") or flag.default is False
+            text = flag.help if silent else f"{flag.help} (default: {flag.default})"
             options: dict[str, Any] = {"default": argparse.SUPPRESS if only_given else flag.default, "help": text}
             if flag.kind is bool:
                 options["action"] = argparse.BooleanOptionalAction

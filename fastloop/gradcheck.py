@@ -39,7 +39,7 @@ class GradCheck:
     something is not a number.  worst: dict of name -> (index, analytic, numerical) where that error is.
     max_error: the largest of errors.  wrong: names of the tensors with an error beyond tol (and the rounding of the
     differences).  ok: whether there are none.
-    method: "complex step" or "central differences".  tol: as used.  checked: elements looked at.
+    method: "complex step" or "central differences".  tol: as used.  checked: elements compared.
     """
 
     method: str
@@ -98,9 +98,9 @@ def gradcheck(
     gradcheck(loss, params, grads): loss(params) is the user's function and returns one number; params is a float64
     array, or a list, tuple or dict of them; grads are the analytic gradients in the same form.  loss is given copies in
     that form.  Where it takes complex numbers the check is by complex step, exact to rounding, else by central
-    differences; which, is tried along one random direction.
+    differences; which of them is found out along one random direction.
 
-    samples: look at no more elements of each tensor, chosen at random by `seed`; None for all, at two losses an element
+    samples: check at most so many elements of each tensor, drawn at random by `seed`; None for all, at two losses each
     (by complex step, one).  tol: largest error, relative to the largest numerical gradient of the tensor; default 1e-10
     by complex step, 1e-6 by differences.  Differences are also allowed their own rounding: 4 eps times the losses that
     go in, over h.

@@ -107,7 +107,7 @@ class History:
         """The mean loss of the last `window` steps, or of all where there are fewer."""
         return float(self.loss[-whole("window", window) :].mean())
 
-    # For the eye
+    # Summaries and pictures
 
     def smoothed(self, window: Whole | None = None) -> Floats:
         """The mean of each entry of `loss` and the window - 1 before it (fewer at the start), float64.

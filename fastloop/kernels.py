@@ -217,7 +217,7 @@ def adam_step(
 def grad_norm(grad: View) -> float:
     """Return the Euclidean norm sqrt(sum grad^2) of an array of any shape; 0.0 if it is empty.
 
-    Neither overflows nor vanishes unless the norm itself does.  It is not finite where an element is not, so that one
-    look at it tells whether a gradient may be used.
+    Neither overflows nor vanishes unless the norm itself does.  It is not finite where an element is not, so that
+    checking it is a finite check of the whole gradient.
     """
     return variant.grad_norm(array("grad", grad).reshape(-1))

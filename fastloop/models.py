@@ -401,9 +401,9 @@ class BigramLM(LanguageModel):
         wte, wpe, lm_head = self.params["wte"], self.params["wpe"], self.params["lm_head"]
 
         def next_logits(tokens: Ints, position: int) -> Floats:
-            with np.errstate(over="ignore", under="ignore", invalid="ignore"):      # `sample` looks
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):      # `sample` checks
                 x = wte[tokens] + wpe[position]
-                return (lm_head @ x[:, :, None])[:, :, 0]   # a product for each row: see its bits
+                return (lm_head @ x[:, :, None])[:, :, 0]   # a product for each row, apart from the others
 
         return next_logits
 

@@ -33,12 +33,12 @@ class Optimizer:
 
     params: list of float64 arrays to update in place (NumPy's, or what NumPy views without a copy, such as CPU torch
     tensors and Parameters), or None: then a Trainer binds the optimiser to its model.
-    no_decay: what weight decay spares: names of a model's tensors (a last part such as "bias" stands for all of that
+    no_decay: which have no weight decay: names of a model's tensors (a last part such as "bias" stands for all of that
     name), or places in the list.
 
     lr may be set at any time; every other hyperparameter is fixed when the optimiser is made.
 
-    A copy, or what pickle brings back, has moments of its own.  That of a Trainer's optimiser serves the copy of the
+    A copied or unpickled optimiser has moments of its own.  That of a Trainer's optimiser serves the copy of the
     Trainer; alone it is free, and goes on from its moments with the next model of those shapes that a Trainer binds it
     to.  That of an optimiser of arrays serves copies of the arrays: those copied with it, as deepcopy((arrays, opt)).
     """
@@ -190,7 +190,8 @@ class Optimizer:
         """One update of the arrays given as params, in place.
 
         grads: a list of float64 arrays of the same shapes, in the same order; they are read, not changed, and may be
-        read-only.  check_finite: False leaves out the look at the gradients, for those who have just seen their norm.
+        read-only.  check_finite: False skips the check that the gradients are finite, for callers that have just
+        computed their norm.
         torch tensors among params count the step as a change in place, so that backward through an old graph raises.
 
         Raises before anything is written: TypeError or ValueError for grads that do not fit, DivergenceError where the

@@ -18,11 +18,11 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Use at most n threads; how many a step really uses depends on its work and on how many the system gives, its bits
-    on none of these.
+    """Use at most n threads; how many a step really uses depends on its work and on how many the system gives.  The
+    results are bit for bit the same whichever it is.
 
-    A build without OpenMP takes any n, and stays at one.  A forked child begins with one; it may have more unless its
-    parent's cannot be let go of, which is a RuntimeError (only with old compilers).
+    A build without OpenMP accepts any n and uses one thread.  A forked child begins with one thread; asking for more is
+    a RuntimeError where it cannot give up those of its parent (only with old compilers).
     """
     global _num_threads
     n = whole("n", n, 1, MAX_THREADS + 1)

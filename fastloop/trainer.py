@@ -90,7 +90,7 @@ class Trainer:
     One run at a time: while fit, resume or lr_find is at work on a model, another of them, a move by hand and
     load_state_dict raise OrderError, from a callback, another thread or another trainer of the model alike; a callback
     may evaluate, save, generate, and copy the model.  Between two steps a Trainer can be copied (copy.copy means
-    copy.deepcopy) and pickled, model and optimiser with it; the copy goes on to the same bits.
+    copy.deepcopy) and pickled, model and optimiser with it; the copy trains on, bit for bit, as the original would.
     """
 
     @names_nearest
@@ -633,5 +633,5 @@ class Trainer:
 
 
 def _limit(name, value):
-    """`value` as a limit to clip to; the look at its type spares number() its microsecond."""
+    """`value` as a limit to clip to; the check of its type spares number() its microsecond."""
     return value if type(value) is float and 0.0 < value < inf else number(name, value, 0.0, above=True)
