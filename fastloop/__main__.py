@@ -1,5 +1,7 @@
 """`python -m fastloop`: which commands there are, and what this installation is."""
 
+from __future__ import annotations
+
 import shlex
 import sys
 
@@ -13,7 +15,7 @@ fastloop: small models trained on a CPU
 """
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
     """The exit status."""
     if arguments in (["--version"], ["-V"]):
         print(f"fastloop {__version__}")

@@ -43,7 +43,7 @@ class _Stretch:
         is more; lr, norm: of the last step; clipped: steps clipped since; seconds, predictions: of the run; per_second:
         predictions since."""
         history, now = trainer.history, self.place(trainer.history)
-        steps, predictions, seconds = (a - b for a, b in zip(now, self.before, strict=True))
+        steps, predictions, seconds = now[0] - self.before[0], now[1] - self.before[1], now[2] - self.before[2]
         self.before = now
         return {
             "step": now[0],

@@ -330,7 +330,7 @@ def _clipping(view: _View, trainer: Trainer | None) -> list[Finding]:
     if share < ALWAYS:
         return []
     clip_norm = None if trainer is None else trainer.clip_norm
-    numbers = {"share": share, "median_norm": float(np.median(view.norm)), "clip_norm": clip_norm}
+    numbers: dict[str, Any] = {"share": share, "median_norm": float(np.median(view.norm)), "clip_norm": clip_norm}
     to = "" if clip_norm is None else f" to {clip_norm:g}"
     message = f"{share:.0%} of the steps were clipped{to}; the median norm before is {numbers['median_norm']:.3g}"
     advice = (

@@ -200,6 +200,7 @@ FASTLOOP = [
     ("arrays.py", "array = np.array(_read(name, value))", "array = _read(name, value)"),
     ("kernels.py", 'ids("positions", positions, len(wpe))', 'ids("positions", positions, V)'),
     ("kernels.py", '"lm_head": lm_head, "dlogits": dlogits}', '"lm_head": lm_head}'),
+    ("kernels.py", "def grad_norm(grad: View) -> float:", "def grad_norm(grad: View):"),
     ("kernels.py", 'number("eps", eps, 0, above=True)', 'number("eps", eps, 0)'),
     ("kernels.py",
      "variant.cross_entropy_forward(logits, targets, losses)\n    _require_finite(losses, logits, targets)\n\n",

@@ -1,0 +1,51 @@
+"""py.typed is kept: every public function says its types, and a strict checker makes of them what users would."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastloop as fl
+
+PACKAGE = Path(fl.__file__).parent
+PROGRAMS = Path(__file__).parent / "types"
+UNTYPED = {"checkpoint", "fit", "lr_find", "run", "sampler", "trainer"}     # so far
+
+
+def functions(body, inside=""):
+    """(name, node) of the functions and methods of a module that can be reached from outside."""
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from functions(node.body, f"{inside}{node.name}.")
+        elif isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name.endswith("__")):
+            yield f"{inside}{node.name}", node
+
+
+@pytest.mark.parametrize("module", sorted({path.stem for path in PACKAGE.glob("*.py")} - UNTYPED))
+def test_every_public_function_says_what_it_takes_and_gives(module):
+    untyped = []
+    for name, node in functions(ast.parse((PACKAGE / f"{module}.py").read_text("utf-8")).body):
+        own, a = "." in name and "staticmethod" not in map(ast.unparse, node.decorator_list), node.args
+        arguments = [*a.posonlyargs, *a.args][own:] + a.kwonlyargs + [x for x in (a.vararg, a.kwarg) if x]
+        untyped += [f"{name}({argument.arg})" for argument in arguments if argument.annotation is None]
+        untyped += [f"{name} ->"] * (node.returns is None)
+    assert untyped == []
+
+
+def run(tmp_path, *arguments):
+    """A checker's module as a command, which is to find this fastloop; skips where the checker is not installed."""
+    pytest.importorskip(arguments[0].partition(".")[0], reason="a checker of types, which the extra `lint` brings")
+    source = {} if "site-packages" in PACKAGE.parts else {"MYPYPATH": str(PACKAGE.parent)}
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=tmp_path, env={**os.environ, **source}, capture_output=True, text=True)
+
+
+def test_the_stubs_are_those_of_the_compiled_modules(tmp_path):
+    modules = [f"fastloop._core.{path.stem}" for path in (PACKAGE / "_core").glob("*.pyi")]
+    assert modules
+    made = "--ignore-disjoint-bases", "--allowlist", PROGRAMS / "made_by_cython.txt"
+    done = run(tmp_path, "mypy.stubtest", *modules, *made, "--concise")
+    assert done.returncode == 0, done.stdout + done.stderr
