@@ -1,8 +1,8 @@
 """Checkpoint files: named arrays and a JSON description, written atomically, checked before anything is believed.
 
 A checkpoint is a NumPy .npz file (np.load reads it) whose archive comment holds the SHA-256 of all that comes before
-it: a file cut short or changed in any bit is refused.  It never holds pickled objects.  What goes into one is decided
-in trainer.py.
+it: a file cut short or changed in any bit is refused.  It never holds pickled objects.  What the arrays and the
+description say of a trainer is not known here; it is in codec.py.
 """
 
 import errno
@@ -15,7 +15,6 @@ from contextlib import suppress
 
 import numpy as np
 
-from ._check import MOST_SEED
 from .errors import CheckpointError
 
 FORMAT = 2      # 1 was that of development versions: without class labels, held-out share, checksum of validation
@@ -43,69 +42,6 @@ def write(path, arrays, meta):
     atomically(path, body, MARK + digest(body))
 
 
-# What each entry of a description must be: its types, and the interval [low, high) of a number.  What is a dict of
-# arguments (of a model, an optimizer, a schedule, a tokenizer) is checked by what takes them, as a user's are.
-NONE, REAL, INF = type(None), (int, float), float("inf")
-COUNT, SIZE, WHOLE_OR_NONE = ((int,), 0, 2**63), ((int,), 1, 2**63), (int, NONE)
-ENTRIES = {
-    "": {
-        "format": SIZE, "model": ((dict,),), "optimizer": ((dict,),), "schedule": ((dict, NONE),),
-        "tokenizer": ((dict, NONE),), "clip_norm": ((*REAL, NONE), 5e-324, INF),
-        "clip_value": ((*REAL, NONE), 5e-324, INF), "grad_accum": SIZE, "steps": COUNT, "notes": ((),),
-        "run": ((dict, NONE),), "classes": ((list, NONE),),
-    },
-    "run": {
-        "steps": SIZE, "n_examples": SIZE, "batch_size": SIZE, "accumulate": SIZE, "order": ((str,),),
-        "seed": ((int,), 0, MOST_SEED), "epochs": ((bool,),), "eval_every": SIZE, "patience": (WHOLE_OR_NONE, 1, 2**63),
-        "min_delta": (REAL, 0.0, INF), "restore_best": ((bool,),), "tol": ((*REAL, NONE), 0.0, INF),
-        "fingerprint": COUNT, "start": COUNT, "best_loss": ((*REAL, NONE), -INF, INF),
-        "best_step": (WHOLE_OR_NONE, 0, 2**63), "stale": COUNT, "validation_fingerprint": (WHOLE_OR_NONE, 0, 2**63),
-        "held_out": ((float, NONE), 5e-324, 1.0), "history": ((dict,),),
-    },
-    "run.history": {
-        "start_step": COUNT, "predictions": COUNT, "cut": COUNT, "stop_reason": ((str, NONE),),
-        "interrupted": ((bool,),),
-    },
-}
-# The same of arrays: dtype, and the least of its values, all finite (None: any value, NaN too).
-ARRAYS = {
-    "params": (np.float64, None), "exp_avg": (np.float64, -INF), "exp_avg_sq": (np.float64, 0.0),
-    "momentum_buffer": (np.float64, -INF), "run/best_params": (np.float64, None),
-    **{f"run/history/{name}": (np.float64, None) for name in ("loss", "lr", "norm", "seconds", "evaluation_loss")},
-    "run/history/clipped": (np.bool_, None), "run/history/evaluation_step": (np.int64, 0),
-}
-
-
-def check_description(meta):
-    """Raise ValueError where a description has not the entries of ENTRIES, or one is not what it must be."""
-    for where, entries in ENTRIES.items():
-        table = meta
-        for name in where.split("."):
-            table = table.get(name) if name and table is not None else table
-        if table is None:       # no run
-            return
-        if table.keys() != entries.keys():
-            odd = ", ".join(sorted(map(str, table.keys() ^ entries.keys())))
-            raise ValueError(f"entries of {where or 'the description'} that are missing or not known: {odd}")
-        for name, (kinds, *interval) in entries.items():
-            value, place = table[name], f"{where}.{name}".lstrip(".")
-            if kinds and type(value) not in kinds:
-                raise ValueError(f"{place} = {value!r:.80} must be of type {' or '.join(k.__name__ for k in kinds)}")
-            if interval and value is not None and not interval[0] <= value < interval[1]:
-                raise ValueError(f"{place} = {value} is outside [{interval[0]}, {interval[1]})")
-
-
-def take_array(arrays, kind, name, shape):
-    """Take the entry `name` out of arrays, or ValueError where it is not of that shape, or not what ARRAYS says of its
-    kind."""
-    array, (dtype, low) = arrays.pop(name), ARRAYS[kind]
-    if array.dtype != dtype or array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape} of {array.dtype}, expected {shape} of {np.dtype(dtype)}")
-    if low is not None and not ((array >= low) & (array < INF) & (array > -INF)).all():
-        raise ValueError(f"{name} has values that are not finite{', or negative ones' * (low == 0)}")
-    return array
-
-
 def check_path(name, path):
     """path as a str, refused where no file can have that name."""
     plain = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
@@ -114,6 +50,12 @@ def check_path(name, path):
     if not plain or b"\0" in os.fsencode(plain):
         raise ValueError(f"{name} = {plain!r} is not the name of a file")
     return plain
+
+
+def best_path(path):
+    """Where the best evaluation is saved beside path: run.npz -> run.best.npz."""
+    root, extension = os.path.splitext(os.fspath(path))
+    return f"{root}.best{extension}"
 
 
 def check_folder(path):

@@ -13,9 +13,9 @@ from . import __version__, configfile, schedules
 from ._check import nearest
 from .data import load_docs
 from .errors import DataError
+from .fit import LOG_EVERY
 from .models import GPT, BigramLM
 from .optim import SGD, Adam, AdamW
-from .run import LOG_EVERY
 from .trainer import Trainer
 
 MODELS: dict[str, Any] = {"bigram": BigramLM, "gpt": GPT}

@@ -87,12 +87,21 @@ class History:
     def extend(self, **values: Sequence[Any] | Array) -> None:
         """Append arrays of equal length, one for each column."""
         count = len(values["loss"])
-        for name, column in self._columns.items():
-            if len(column) < self._size + count:
-                grown = np.empty(max(2 * len(column), self._size + count), column.dtype)
-                grown[: self._size] = column[: self._size]
-                self._columns[name] = column = grown
-            column[self._size : self._size + count] = values[name]
+        for name, column in zip(self.columns, self.room(count), strict=True):
+            column[:] = values[name]
+        self.advance(count)
+
+    def room(self, count: int) -> list[Array]:
+        """The next `count` entries of each column, in their order, to be written; they count from `advance` on."""
+        size, end = self._size, self._size + count
+        if len(self._columns["loss"]) < end:
+            for name, column in self._columns.items():
+                self._columns[name] = grown = np.empty(max(2 * len(column), end), column.dtype)
+                grown[:size] = column[:size]
+        return [column[size:end] for column in self._columns.values()]
+
+    def advance(self, count: int) -> None:
+        """Count that many entries of `room` as written."""
         self._size += count
 
     def append(

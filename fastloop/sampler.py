@@ -1,8 +1,17 @@
-"""Which examples each step takes.  The data itself is not here."""
+"""Which examples each step takes.  The data itself is not here, nor what a step does with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from ._types import Ints
+
+ORDERS = ("given", "shuffled", "random")
 RANDOM_BLOCK = 4096     # random draws made at a time
+AHEAD = 4096            # examples that are looked up at a time where steps are asked for one by one
 
 
 class Sampler:
@@ -13,16 +22,33 @@ class Sampler:
     left over, however small; else batches run on from the last example to the first.
     """
 
-    def __init__(self, n, batch_size=1, accumulate=1, order="given", seed=0, epochs=False):
+    def __init__(
+        self, n: int, batch_size: int = 1, accumulate: int = 1, order: str = "given", seed: int = 0,
+        epochs: bool = False,
+    ) -> None:
         self.n, self.batch_size, self.accumulate = n, batch_size, accumulate
         self.order, self.seed, self.epochs = order, seed, epochs
         self.steps_per_epoch = -(-n // (batch_size * accumulate))
+        self.first = self.end = 0       # the steps that are looked up
+        self.indices = self.splits = np.empty(0, np.int64)
 
-    def take(self, first, steps):
+    def take(self, first: int, steps: int) -> tuple[Ints, Ints]:
         """For the steps first .. first + steps: (indices, splits), both int64.
 
-        Micro-batch j takes indices[splits[j] : splits[j + 1]]; there are steps x accumulate of them.
+        Micro-batch j takes indices[splits[j] : splits[j + 1]]; there are steps x accumulate of them.  What the indices
+        hold before splits[0] and from splits[-1] on belongs to other steps.
         """
+        if not self.first <= first <= first + steps <= self.end:
+            # Who goes on from the last of them is given twice as many: a run of one step looks up one.
+            ahead = min(2 * (self.end - self.first), AHEAD // (self.batch_size * self.accumulate))
+            count = max(steps, ahead if first == self.end else 0)
+            self.indices, self.splits = self.look_up(first, count)
+            self.first, self.end = first, first + count
+        begin = (first - self.first) * self.accumulate
+        return self.indices, self.splits[begin : begin + steps * self.accumulate + 1]
+
+    def look_up(self, first: int, steps: int) -> tuple[Ints, Ints]:
+        """What `take` gives, of these steps alone."""
         step = np.arange(first, first + steps)
         if self.epochs:
             epoch, inside = np.divmod(step, self.steps_per_epoch)
@@ -34,9 +60,9 @@ class Sampler:
         edges = begin[:, None] + self.batch_size * np.arange(self.accumulate + 1)
         edges = np.minimum(edges, limit[:, None])
         splits = np.append(edges[:, :-1], edges[-1, -1])
-        return self._examples(splits[0], splits[-1]), splits - splits[0]
+        return self.examples(splits[0], splits[-1]), splits - splits[0]
 
-    def _examples(self, first, last):
+    def examples(self, first: int, last: int) -> Ints:
         """The examples at places first .. last of the endless sequence."""
         places = np.arange(first, last)
         if self.order == "given":

@@ -25,7 +25,6 @@ from .diagnose import diagnose
 from .flags import FLAGS, key, parse
 from .history import History, with_ending
 from .lr_find import lr_find
-from .run import best_path
 from .tokenizer import CharTokenizer
 from .trainer import Trainer
 
@@ -437,7 +436,7 @@ def resumed_arguments(args: argparse.Namespace, given: set[str]) -> argparse.Nam
         path = stored.pop(flag, None)
         if flag == "save" and path and identity(str(path)) == identity(args.resume):
             stored["save"] = args.resume
-            if os.path.islink(best := best_path(args.resume)):
+            if os.path.islink(best := checkpoint.best_path(args.resume)):
                 raise ValueError(f"{best} is a link: say --save {args.resume} to write what it leads to")
         elif path:
             print(f"{PROG}: not writing to {path} again; say --{flag} {path} to do so", file=sys.stderr)
@@ -453,14 +452,14 @@ def resumed_trainer(args: argparse.Namespace, given: set[str]) -> tuple[Trainer,
     trainer = Trainer.load(args.resume)
     if not isinstance(trainer.model, models.LanguageModel):     # though it has arguments of this command
         raise errors.CheckpointError(f"{args.resume}: was not saved by this command; resume it from Python")
-    if trainer._run is None:
+    if trainer.last_fit is None:
         raise errors.CheckpointError(f"{args.resume}: holds no run to go on with")
-    before = now = trainer._run.steps
+    before = now = trainer.last_fit.settings.steps
     if "steps" in given:
         now = args.steps
         if now < before:
             raise ValueError(f"--steps {now}: the run has {before}, and when it is resumed can only get more")
-        trainer._run.steps = now
+        trainer.last_fit.lengthen(now)
     return trainer, (before, now)
 
 
@@ -475,7 +474,7 @@ def check_files(args: argparse.Namespace) -> None:
     files = [("--data", args.data or data.NAMES)]
     files += [(f"--{flag}", path) for flag, path in paths.items() if path is not None]
     if args.save:
-        files.append(("the best of --save", best_path(args.save)))
+        files.append(("the best of --save", checkpoint.best_path(args.save)))
     found: dict[Any, str] = {}
     for name, path in files:
         other = found.setdefault(identity(path), name)

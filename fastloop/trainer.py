@@ -1,12 +1,11 @@
 """The five moves of a training step, and fit, which runs many.
 
 Both go through the same compiled functions (csrc/loop.pxi), so they give the same bits.  What lives here is the order
-of the moves, the guard against divergence, and what is saved; the loop around the compiled chunks is in run.py.
+of the moves and the guard against divergence.  Not here: a fit's loop around the compiled chunks (fit.py), what a
+checkpoint holds (codec.py).
 """
 
 import copy
-import json
-import reprlib
 from collections import defaultdict
 from enum import Enum
 from math import inf, isfinite
@@ -15,13 +14,12 @@ from operator import attrgetter
 
 import numpy as np
 
-from . import _core, checkpoint, models, schedules
-from ._check import MOST_SEED, flag, names_nearest, number, whole
+from . import _core, checkpoint, codec, models, schedules
+from ._check import names_nearest, number, whole
 from .errors import CheckpointError, DivergenceError, OrderError
-from .optim import OPTIMIZERS, Adam, Optimizer
-from .run import Run, best_path
+from .fit import Asked, Fit, Session, Watch
+from .optim import Adam, Optimizer
 from .threads import Pace
-from .tokenizer import CharTokenizer
 
 EVALUATE_PREDICTIONS = 1024      # at a time
 
@@ -84,8 +82,8 @@ class Trainer:
     fastloop.schedules (default constant).  clip_norm: largest global gradient norm, or None.  clip_value: largest
     magnitude of a single gradient, or None.  grad_accum: batches whose gradients are averaged before a step.
 
-    Attributes: steps (taken so far), lr (of the next step), history and total_steps (of the last fit), loop (the
-    compiled step).
+    Attributes: steps (taken so far), lr (of the next step), history and total_steps (of the last fit), last_fit (the
+    Fit itself, or None), loop (the compiled step).
 
     One run at a time: while fit, resume or lr_find is at work on a model, another of them, a move by hand and
     load_state_dict raise OrderError, from a callback, another thread or another trainer of the model alike; a callback
@@ -105,11 +103,8 @@ class Trainer:
         self.clip_value = clip_value
         self.grad_accum = grad_accum
         self._check_settings()
-        self.history = None
-        self.stop_reason = None
-        self.total_steps = None
         self.notes = {}             # anything JSON-able, saved with the checkpoint
-        self._run = None            # the last fit, for resume
+        self.last_fit = None        # which may be at work, and which resume goes on with
         self._wire()
         self._stage = NEW
         self._micro = 0             # backward passes since zero_grad
@@ -203,11 +198,6 @@ class Trainer:
         self.loop.zero_grad()
         self._stage, self._micro = READY, 0
 
-    def _clear(self):
-        """zero_grad, for the run that has the model to itself."""
-        self.loop.clear()
-        self._stage, self._micro = READY, 0
-
     def forward(self, batch):
         """The loss of a batch: the mean over the positions of each document, then over the documents.
 
@@ -276,7 +266,8 @@ class Trainer:
         """
         if self._stage.step is not None:
             self._refuse("step()", self._stage.step)
-        lr = self._lr()
+        factor = self._factor(self.loop.steps)
+        lr = schedules.rate(self._optimizer.lr, factor)
         # After clipping the norm is another, and what was clipped may have been written to since.
         stage, norm = self._stage, self._finish_gradient() if self._stage is BACKWARD else -1.0
         # Before the call, at whose end the handler of a signal may raise: the step has been taken then.
@@ -288,7 +279,7 @@ class Trainer:
             raise
         if refused is not None:
             self._stage = stage
-            self.diverged(self.loop.loss * self.grad_accum, refused, lr)
+            self.diverged(self.loop.loss * self.grad_accum, refused, lr, factor=factor)
         self._norms = self._norms[-4:] + [self.loop.norm]
         return lr
 
@@ -311,8 +302,8 @@ class Trainer:
         self.model.gate.check(move)
         raise self._stage.error(move, refusal, self.grad_accum)
 
-    def diverged(self, loss, norm, lr=None, norms=None, history=None):
-        """Raise DivergenceError for the step at hand."""
+    def diverged(self, loss, norm, lr=None, norms=None, history=None, factor=1.0):
+        """Raise DivergenceError for the step at hand; factor: what the schedule gave."""
         if lr is None:
             try:
                 lr = self._lr()
@@ -324,7 +315,8 @@ class Trainer:
         if not isfinite(loss):
             what = f"the loss is {loss}"
         elif isfinite(norm) and not 0.0 <= lr < inf:
-            what = f"the schedule gave the learning rate {lr}, needed is a finite number of at least 0"
+            gave = f"the learning rate {lr}" if isinstance(factor, Real) else f"{factor!r:.80}"
+            what = f"the schedule gave {gave}, needed is a finite number of at least 0"
         elif isfinite(norm * norm):
             what += ", and a parameter or moment would not be finite after the step"
         before = ", ".join(f"{x:.3g}" for x in norms) or "none"
@@ -371,42 +363,25 @@ class Trainer:
         """
         self._between_steps("fit()")
         self._check_settings()
-        optional = {"steps": steps, "epochs": epochs, "eval_every": eval_every, "patience": patience}
-        steps, epochs, eval_every, patience = (
-            None if value is None else whole(name, value) for name, value in optional.items()
+        asked = Asked(
+            steps, epochs, batch_size, shuffle, seed, eval_every, patience, min_delta, restore_best, tol
         )
-        batch_size, seed = whole("batch_size", batch_size), whole("seed", seed, 0, MOST_SEED)
-        min_delta, restore_best = number("min_delta", min_delta, 0.0), flag("restore_best", restore_best)
-        tol = None if tol is None else number("tol", tol, 0.0)
-        shuffle = None if shuffle is None else flag("shuffle", shuffle)
-        if steps is not None and epochs is not None:
-            raise ValueError(f"steps = {steps} and epochs = {epochs}: say one of them")
-        if validation is None and (patience is not None or restore_best):
+        if validation is None and (asked.patience is not None or asked.restore_best):
             raise ValueError("patience and restore_best need validation data to go by")
-        held_out = None
-        if isinstance(validation, Real):
-            held_out = number("validation", validation, 0.0, 1.0, above=True)
-            data, y, validation = self._hold_out(data, y, held_out, seed)
-        data, cut = self.prepare(data, y)
-        if data.windows:
-            if shuffle is False or epochs is not None:
-                raise ValueError("windows of a text are drawn at random: say steps, and leave shuffle out")
-            order = "random"
-        else:
-            order = "shuffled" if shuffle else "given"
-        per_epoch = -(-data.n_examples // (batch_size * self.grad_accum))
-        by_epoch = steps is None and not data.windows
-        total = (epochs or 1) * per_epoch if steps is None else steps
-        if total * batch_size * self.grad_accum >= 2**63:
-            raise ValueError(f"{total} steps of {batch_size * self.grad_accum} examples are more than can be counted")
-        run = Run(
-            self.steps, steps=total, n_examples=data.n_examples, batch_size=batch_size, accumulate=self.grad_accum,
-            order=order, seed=seed, epochs=by_epoch, patience=patience, min_delta=min_delta, restore_best=restore_best,
-            eval_every=eval_every or (per_epoch if by_epoch else max(1, total // 10)), tol=tol,
-            fingerprint=data.fingerprint(), held_out=held_out,
-        )
-        run.history.cut = cut
-        return self._go(run, data, validation, callbacks, log_every, save, save_every)
+        classes, share = self.model.classes, None
+        try:
+            if isinstance(validation, Real):
+                share = number("validation", validation, 0.0, 1.0, above=True)
+                data, y, validation = self._hold_out(data, y, share, asked.seed)
+            data, cut = self.prepare(data, y)
+            fit = Fit(asked.settings(data, self.grad_accum, share), self.steps)
+            fit.history.cut = cut
+            session = self._session(fit, data, validation, callbacks, log_every, save, save_every)
+        except BaseException:
+            if self.model.classes is not classes:       # labels of a y that was refused
+                self.model.classes = classes
+            raise
+        return self._go(session, "fit()")
 
     @names_nearest
     def resume(self, data, y=None, *, validation=None, log_every=None, callbacks=(), save=None, save_every=None):
@@ -418,16 +393,22 @@ class Trainer:
         """
         self._between_steps("resume()")
         self._check_settings()
-        if self._run is None:
+        fit = self.last_fit
+        if fit is None:
             raise CheckpointError("there is no run to go on with: call fit")
-        share = self._run.held_out
+        if self.steps - fit.start != len(fit.history):
+            raise OrderError(
+                f"resume() was called after {self.steps - fit.start:,} steps since the run began, expected "
+                f"{len(fit.history):,}, as many as it has taken: what was done by hand since is no part of it"
+            )
+        share = fit.settings.held_out
         if isinstance(validation, Real) and validation != share:
             held = "no share" if share is None else f"the share {share}"
             raise ValueError(f"validation = {validation}, but the run holds out {held} of its data")
         if share is not None and (validation is None or isinstance(validation, Real)):
-            data, y, validation = self._hold_out(data, y, share, self._run.seed)
+            data, y, validation = self._hold_out(data, y, share, fit.settings.seed)
         data, _ = self.prepare(data, y)
-        return self._go(self._run, data, validation, callbacks, log_every, save, save_every)
+        return self._go(self._session(fit, data, validation, callbacks, log_every, save, save_every), "resume()")
 
     def _hold_out(self, data, y, share, seed):
         """(data, y, validation) with that share of the data set aside."""
@@ -439,32 +420,48 @@ class Trainer:
         (data, y), validation = self.model.hold_out(data, y, share, seed)
         return data, y, validation
 
-    def _go(self, run, data, validation, callbacks, log_every, save, save_every):
-        log_every = None if log_every is None else whole("log_every", log_every, 0)
-        save_every = None if save_every is None else whole("save_every", save_every)
+    def _session(self, fit, data, validation, callbacks, log_every, save, save_every):
+        """All that a fit needs to go to work, checked."""
+        watch = Watch.checked(callbacks, log_every, save, save_every, validation is not None)
         if save is not None:
-            save = checkpoint.check_path("save", save)
-            checkpoint.check_folder(save)
-            if validation is not None:
-                checkpoint.check_folder(best_path(save))
-            self._check_can_be_saved()
+            codec.check_can_be_saved(self)
         if validation is not None:
             validation, _ = self.prepare(validation)
-        with _core.variant.Alone(self.model.gate, "resume()" if run is self._run else "fit()"):
-            self._run, self.history, self.total_steps = run, run.history, run.steps
-            run.history.interrupted = False
-            run.go(self, data, validation, callbacks, log_every, save, save_every)
-            return self.history
+        return Session(fit, self, data, validation, watch, self._paces[fit.settings.examples])
+
+    def _go(self, session, what):
+        with _core.variant.Alone(self.model.gate, what):
+            self.last_fit = session.fit
+            self.loop.clear()       # zero_grad, for the run that has the model to itself
+            self._stage, self._micro = READY, 0
+            session.go()
+            session.warn()
+            return session.history
+
+    @property
+    def history(self):
+        """The History of the last fit, or None."""
+        return None if self.last_fit is None else self.last_fit.history
+
+    @property
+    def total_steps(self):
+        """How many steps the last fit has in all, or None."""
+        return None if self.last_fit is None else self.last_fit.settings.steps
+
+    @property
+    def stop_reason(self):
+        """Why the fit ends after this step, before its last; None where it does not."""
+        return None if self.last_fit is None else self.last_fit.stopping
 
     @property
     def best_loss(self):
         """The lowest validation loss of the last fit, as patience counts it, or None."""
-        return None if self._run is None else self._run.best_loss
+        return None if self.last_fit is None else self.last_fit.best_loss
 
     @property
     def best_step(self):
         """After how many of its steps that was."""
-        return None if self._run is None else self._run.best_step
+        return None if self.last_fit is None else self.last_fit.best_step
 
     @property
     def lr(self):
@@ -472,16 +469,17 @@ class Trainer:
 
         Raises ValueError where the schedule takes its length from a fit that has not come yet.
         """
-        if hasattr(self._schedule, "for_steps") and self._run is not None:
-            factor = schedules.plain(self._schedule.for_steps(self._run.steps))
-            return self.optimizer.lr * factor(self.steps - self._run.start)
+        if hasattr(self._schedule, "for_steps") and self.last_fit is not None:
+            factor = schedules.plain(self._schedule.for_steps(self.total_steps))
+            return self.optimizer.lr * factor(self.steps - self.last_fit.start)
         return self._lr()
 
     def stop(self, reason):
         """End the running fit after this step, for that reason, a str; for callbacks."""
         if not isinstance(reason, str) or not reason:
             raise TypeError(f"reason = {reason!r} must be a str that says why")
-        self.stop_reason = str(reason)
+        if self.last_fit is not None:
+            self.last_fit.stopping = str(reason)
 
     def evaluate(self, data, y=None):
         """The mean loss per prediction (nats per token) over all of the data, documents, a text, X and y or (X, y); the
@@ -516,39 +514,9 @@ class Trainer:
         """
         self._between_steps("save()")
         self._check_settings()
-        path, optimizer = checkpoint.check_path("path", path), self.optimizer
-        self._check_can_be_saved()
-        arrays = {f"params/{name}": array for name, array in self.model.params.items()}
-        arrays |= {f"{slot}/{name}": a for slot, params in optimizer.flats.items() for name, a in params.items()}
-        meta = {
-            "model": {"class": type(self.model).__name__, **self.model.config},
-            "optimizer": {"class": type(optimizer).__name__, "t": optimizer.t, **optimizer.config},
-            "schedule": getattr(self.schedule, "spec", None),
-            "tokenizer": None if self.tokenizer is None else self.tokenizer.to_dict(),
-            "clip_norm": self.clip_norm, "clip_value": self.clip_value, "grad_accum": self.grad_accum,
-            "classes": None if self.model.classes is None else self.model.classes.tolist(),
-            "steps": self.steps, "notes": self.notes, "run": None,
-        }
-        if self._run is not None:
-            run_arrays, meta["run"] = self._run.to_arrays()
-            arrays |= {f"run/{name}": array for name, array in run_arrays.items()}
-        checkpoint.write(path, arrays, meta)
-
-    def _check_can_be_saved(self):
-        if self.tokenizer is None and isinstance(self.model, models.LanguageModel):
-            raise TypeError(f"a {type(self.model).__name__} is saved with its tokenizer: Trainer(..., tokenizer=...)")
-        known = {"model": models.CLASSES, "optimizer": OPTIMIZERS, "tokenizer": {"CharTokenizer": CharTokenizer}}
-        for what, classes in known.items():
-            kind = type(getattr(self, what))
-            if classes.get(kind.__name__) is not kind and kind is not type(None):
-                raise TypeError(
-                    f"the {what} is a {kind.__name__}, which cannot be saved: a checkpoint brings back only "
-                    f"{', '.join(classes)}; save model.params yourself"
-                )
-        try:
-            json.dumps(self.notes)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise TypeError(f"notes = {reprlib.repr(self.notes)} cannot be saved as JSON: {error}") from None
+        path = checkpoint.check_path("path", path)
+        codec.check_can_be_saved(self)
+        checkpoint.write(path, *codec.pack(self))
 
     @classmethod
     def load(cls, path, schedule=None):
@@ -557,67 +525,7 @@ class Trainer:
         schedule: needed where the saved one was a function of the user's, which a file cannot hold.
         Raises CheckpointError for a file that is damaged, of another version or not a trainer's; OSError as open does.
         """
-        arrays, meta = checkpoint.read(path)
-        try:
-            checkpoint.check_description(meta)
-            description = dict(meta["model"])
-            model = models.CLASSES[description.pop("class")](**description)
-            if model.config.keys() != description.keys():
-                raise KeyError(*(model.config.keys() ^ description.keys()))
-            if meta["classes"] is not None:
-                model.classes = meta["classes"]
-            description = dict(meta["optimizer"])
-            t = description.pop("t")
-            optimizer = OPTIMIZERS[description.pop("class")](**description)
-            if optimizer.config.keys() != description.keys():
-                raise KeyError(*(optimizer.config.keys() ^ description.keys()))
-            if schedule is None:
-                if meta["schedule"] is None:
-                    raise CheckpointError(f"{path}: its schedule is the user's own function: say schedule=...")
-                schedule = schedules.from_spec(meta["schedule"])
-            tok = None if meta["tokenizer"] is None else CharTokenizer.from_dict(meta["tokenizer"])
-            if tok is None and isinstance(model, models.LanguageModel):
-                raise ValueError("the tokenizer of a language model is missing")
-            trainer = cls(
-                model, optimizer, tokenizer=tok, schedule=schedule, clip_norm=meta["clip_norm"],
-                clip_value=meta["clip_value"], grad_accum=meta["grad_accum"],
-            )
-            for prefix, params in {"params": model.params, **optimizer.flats}.items():
-                for name, shape in params.shapes.items():
-                    params[name] = checkpoint.take_array(arrays, prefix, f"{prefix}/{name}", shape)
-            if type(t) is not int or not 0 <= t <= 2**53:
-                raise ValueError(f"optimizer.t = {t!r} is not a number of steps")
-            optimizer.t, trainer.steps, trainer.notes = t, meta["steps"], meta["notes"]
-            if meta["run"] is not None:
-                trainer._take_run(arrays, meta["run"])
-            if arrays:
-                raise CheckpointError(f"{path}: nothing here knows {', '.join(arrays)}")
-        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{path}: does not describe a trainer ({type(error).__name__}: {error})") from error
-        return trainer
-
-    def _take_run(self, arrays, meta):
-        """The run of a checkpoint; ValueError where its entries do not fit each other or the trainer."""
-        columns, rows, evaluations = {}, arrays["run/history/loss"].size, arrays["run/history/evaluation_step"].size
-        for kind in checkpoint.ARRAYS:
-            if kind.startswith("run/history/"):
-                shape = (evaluations if "evaluation" in kind else rows,)
-                columns[kind.removeprefix("run/")] = checkpoint.take_array(arrays, kind, kind, shape)
-        if (meta["best_loss"] is None) != (meta["best_step"] is None):
-            raise ValueError(f"run.best_loss = {meta['best_loss']}, but run.best_step = {meta['best_step']}")
-        if meta["restore_best"] and meta["best_loss"] is not None:
-            shape = self.model.params.flat.shape
-            columns["best_params"] = checkpoint.take_array(arrays, "run/best_params", "run/best_params", shape)
-        if meta["order"] not in ("given", "shuffled", "random"):
-            raise ValueError(f"run.order = {meta['order']!r} is not known")
-        if meta["steps"] * meta["batch_size"] * meta["accumulate"] >= 2**63:
-            raise ValueError(f"run.steps = {meta['steps']} of run.batch_size = {meta['batch_size']}: too many to count")
-        if rows > min(self.steps - meta["start"], meta["steps"]):
-            raise ValueError(f"{rows} steps in the history of a run that began after {meta['start']} of {self.steps}")
-        self._run = Run.from_arrays(columns, meta)
-        self.history, self.total_steps = self._run.history, self._run.steps
+        return codec.unpack(cls, path, *checkpoint.read(path), schedule)
 
     def __repr__(self):
         return f"Trainer({self.model!r}, {self.optimizer!r}, after {self.steps:,} steps)"

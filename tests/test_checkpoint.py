@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastloop as fl
-from fastloop import checkpoint
+from fastloop import checkpoint, codec
 
 DOCS = fl.load_docs()[:30]
 TOK = fl.CharTokenizer(DOCS)
@@ -49,7 +49,7 @@ class SaveAt:
 
 
 def state(trainer):
-    arrays, meta = trainer._run.to_arrays()
+    arrays, meta = codec.pack_fit(trainer.last_fit)
     del arrays["history/seconds"]
     optimizer = [trainer.optimizer.flats[slot].flat.tobytes() for slot in trainer.optimizer.slots]
     meta["history"].pop("stop_reason")

@@ -158,7 +158,7 @@ def test_a_copied_run_is_resumed_to_the_same_bits(again):
     own = trainer("gpt", schedule=s.linear())
     own.fit(DOCS, steps=25, batch_size=2, shuffle=True, callbacks=[Stop()])
     twin = again(own)
-    assert twin._run.history is twin.history
+    assert twin.last_fit.history is twin.history
     twin.resume(DOCS)
     own.resume(DOCS)
     assert bits(twin) == bits(own)

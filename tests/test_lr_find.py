@@ -78,14 +78,14 @@ def test_how_it_ends(lr_min, lr_max, steps, reason):
 
 def test_an_error_on_the_way_leaves_no_trace(monkeypatch):
     trainer = language()
-    seen, extend = digest(trainer), fl.History.extend
+    seen, advance = digest(trainer), fl.History.advance
 
-    def break_down(history, **values):
+    def break_down(history, count):
         if len(history) == 5:
             raise KeyboardInterrupt
-        extend(history, **values)
+        advance(history, count)
 
-    monkeypatch.setattr(fl.History, "extend", break_down)
+    monkeypatch.setattr(fl.History, "advance", break_down)
     with pytest.raises(KeyboardInterrupt):
         fl.lr_find(trainer, DOCS, steps=20)
     assert digest(trainer) == seen

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from decimal import Decimal
 from fractions import Fraction
 
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import fastloop as fl
-from fastloop import checkpoint
+from fastloop import checkpoint, codec
 
 DOCS = ["anna", "otto", "hannah", "bob"]
 TOK = fl.CharTokenizer(DOCS)
@@ -74,8 +75,8 @@ def test_settings_are_refused_before_the_first_step_or_trained_saved_and_loaded(
     for thing in ("model", "optimizer"):
         one, other = getattr(trainer, thing).config, getattr(loaded, thing).config
         assert json.dumps(one) == json.dumps(other)
-    _, run = trainer._run.to_arrays()
-    assert json.dumps(run) == json.dumps(loaded._run.to_arrays()[1])
+    _, run = codec.pack_fit(trainer.last_fit)
+    assert json.dumps(run) == json.dumps(codec.pack_fit(loaded.last_fit)[1])
 
 
 @pytest.mark.parametrize("call, words", [
@@ -265,3 +266,32 @@ def test_initial_weights_are_finite():
     assert np.isfinite(fl.BigramLM(50, init_std=9e299).params.flat).all()
     with pytest.raises(ValueError, match=r"init_std = 1e\+308 is outside"):
         fl.MLP([1, 1], init_std=1e308)
+
+
+@pytest.mark.parametrize("options, error", [
+    ({"callbacks": 3}, TypeError), ({"save": ""}, ValueError), ({"steps": 2**62}, ValueError),
+    ({"validation": ([[1.0, 2.0]], ["c"])}, fl.DataError), ({"log_every": -1}, ValueError),
+])
+def test_the_labels_of_a_refused_fit_are_forgotten(options, error):
+    model = fl.SoftmaxRegression(2, 2)
+    trainer = fl.Trainer(model, fl.SGD())
+    X = [[1.0, 2.0], [3.0, 4.0]]
+    with pytest.raises(error):
+        trainer.fit(X, ["a", "b"], **{"steps": 1, "batch_size": 2, **options})
+    assert model.classes is None
+    assert trainer.history is None
+    trainer.fit(X, ["no", "yes"], steps=1)
+    assert model.classes.tolist() == ["no", "yes"]
+
+
+@pytest.mark.parametrize("gave", [None, "0.1", 1j])
+def test_what_a_schedule_gave_that_is_no_number_is_named(gave):
+    trainer = fl.Trainer(fl.LinearRegression(1), fl.SGD(), schedule=lambda step: gave)
+    message = re.escape(f"the schedule gave {gave!r}, needed is a finite number of at least 0 (lr nan,")
+    with pytest.raises(fl.DivergenceError, match=message):
+        trainer.fit([1.0, 2.0], [1.0, 2.0], steps=3)
+    trainer.forward(trainer.batch([1.0, 2.0], [1.0, 2.0]))
+    trainer.backward()
+    with pytest.raises(fl.DivergenceError, match=message):
+        trainer.step()
+    assert trainer.steps == 0

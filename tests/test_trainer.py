@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fastloop as fl
-from fastloop import _core
+from fastloop import _core, codec
 from fastloop.threads import MAX_THREADS, Pace, default_threads
 from fastloop.trainer import Stage
 
@@ -570,6 +570,27 @@ def test_gains_below_min_delta_do_not_count():
     assert (trainer.best_step, trainer.best_loss) == (1, losses[0])
 
 
+def test_a_step_by_hand_is_no_part_of_a_run_that_was_stopped(tmp_path):
+    class Stop:
+        def on_step(self, trainer):
+            if len(trainer.history) == 4:
+                trainer.stop("enough")
+
+    trainer = make()
+    trainer.fit(DOCS, steps=10, callbacks=[Stop()])
+    trainer.zero_grad()
+    trainer.forward(trainer.batch(DOCS[:4]))
+    trainer.backward()
+    trainer.step()
+    trainer.save(tmp_path / "run.npz")
+    before = digest(trainer)
+    for again in (trainer, fl.Trainer.load(tmp_path / "run.npz")):
+        with pytest.raises(fl.OrderError, match=r"^resume\(\) was called after 5 steps since the run began, expected"):
+            again.resume(DOCS)
+    assert digest(trainer) == before
+    assert trainer.history.stop_reason == "enough"
+
+
 @pytest.mark.usefixtures("heeds_ctrl_c")
 def test_an_interrupted_run_keeps_its_last_parameters_to_go_on_from():
     class Press:
@@ -599,12 +620,16 @@ def test_shuffling_visits_every_document_once_an_epoch():
     for shuffle in (False, True):
         sampler = fl.sampler.Sampler(10, 3, 1, "shuffled" if shuffle else "given", seed=5, epochs=True)
         indices, splits = sampler.take(0, 8)
-        assert splits.tolist() == [0, 3, 6, 9, 10, 13, 16, 19, 20]
+        splits_of = splits.tolist()
+        assert splits_of == [0, 3, 6, 9, 10, 13, 16, 19, 20]
         for epoch in (indices[:10], indices[10:]):
             assert sorted(epoch) == list(range(10))
         orders.append(indices.tolist())
-        parts = [sampler.take(step, 1)[0] for step in range(8)]     # the same, however the run is cut
-        assert np.concatenate(parts).tolist() == orders[-1]
+        for chunk in (1, 3):        # the same, however the run is cut, and however far ahead is looked
+            cut = [sampler.take(step, chunk) for step in range(0, 8 - chunk + 1, chunk)]
+            parts = np.concatenate([indices[splits[0] : splits[-1]] for indices, splits in cut])
+            assert parts.tolist() == orders[-1][: len(parts)]
+            assert len(parts) == splits_of[8 // chunk * chunk]
     assert orders[0] == list(range(10)) * 2
     assert orders[1][:10] != orders[1][10:]
 
@@ -860,7 +885,7 @@ def test_numpys_integers_are_integers():
     trainer.fit(DOCS, steps=np.int64(5), batch_size=np.int32(2), seed=np.uint8(3))
     other.fit(DOCS, steps=5, batch_size=2, seed=3)
     assert digest(trainer) == digest(other)
-    assert json.dumps(trainer._run.to_arrays()[1]) == json.dumps(other._run.to_arrays()[1])     # as a checkpoint has it
+    assert json.dumps(codec.pack_fit(trainer.last_fit)[1]) == json.dumps(codec.pack_fit(other.last_fit)[1])
 
 
 def test_a_batch_of_another_model_is_refused():

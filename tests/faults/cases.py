@@ -65,7 +65,7 @@ def state(trainer):
     history = trainer.history
     for column in ("loss", "lr", "norm", "clipped"):
         h.update(getattr(history, column).tobytes())
-    run = trainer._run
+    run = trainer.last_fit
     best = None if run.best_params is None else run.best_params.tobytes()
     h.update(repr((trainer.steps, trainer.optimizer.t, history.evaluations, history.predictions, best)).encode())
     h.update(repr((run.best_loss, run.best_step, run.stale)).encode())
