@@ -1,4 +1,7 @@
-"""The learning-rate range test: which lr to train with, found in a short run that leaves no trace."""
+"""The learning-rate range test: which lr to train with, found in a short run that leaves no trace.
+
+How a trainer is lent and given back is in trainer.py; nothing here reaches into one.
+"""
 
 import numpy as np
 
@@ -56,39 +59,18 @@ def lr_find(
     lr_min = number("lr_min", lr_min, 0.0, above=True)
     lr_max = number("lr_max", lr_max, lr_min, above=True)
     smoothing, steps = number("smoothing", smoothing, 0.0, 1.0), whole("steps", steps, 3)
-    trainer._between_steps("lr_find()")
-    with _core.variant.Alone(trainer.model.gate, "lr_find()"):
-        return _find(trainer, data, y, lr_min, lr_max, steps, batch_size, shuffle, seed, smoothing)
-
-
-def _find(trainer, data, y, lr_min, lr_max, steps, batch_size, shuffle, seed, smoothing):
-    optimizer, params, first = trainer.optimizer, trainer.model.params.flat, trainer.steps
-    # What fit rebinds is an attribute of the trainer; what it writes into is copied.
-    attributes, state, values = dict(vars(trainer)), optimizer.state_dict(), params.copy()
-    optimizer.load_state_dict(state)        # what it would refuse afterwards, such as a moment that is NaN
     mean = SmoothedLoss(smoothing)
-
-    def put_back():
-        trainer.steps = first
-        vars(trainer).update(attributes)        # in one call: without attributes there is no trainer
-        optimizer.load_state_dict(state)
-        params[:] = values
-        trainer.zero_grad()
-
-    try:
-        optimizer.lr = 1.0
+    # The loan twice: where the handler of a signal raises as the one is given back, there is the other.
+    with _core.variant.Alone(trainer.model.gate, "lr_find()"), trainer.lend("lr_find()") as loan, loan:
+        first = trainer.steps
+        trainer.optimizer.lr = 1.0
         trainer.schedule = lambda step: lr_min * (lr_max / lr_min) ** ((step - first) / (steps - 1))
-        history = trainer.fit(
-            data, y, steps=steps, batch_size=batch_size, shuffle=shuffle, seed=seed, callbacks=[mean]
-        )
-    except DivergenceError as error:
-        history = error.history
-    finally:
-        # The handler of a signal may raise in the midst of it.
         try:
-            put_back()
-        finally:
-            put_back()
+            history = trainer.fit(
+                data, y, steps=steps, batch_size=batch_size, shuffle=shuffle, seed=seed, callbacks=[mean]
+            )
+        except DivergenceError as error:
+            history = error.history
     lrs, losses = history.lr.copy(), np.array(mean.values)
     return LRFinder(lrs, history.loss.copy(), losses, history.stop_reason, steepest(lrs, losses, mean.settled))
 

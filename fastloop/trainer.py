@@ -527,6 +527,15 @@ class Trainer:
         """
         return codec.unpack(cls, path, *checkpoint.read(path), schedule)
 
+    def lend(self, what):
+        """A context in which `what`, such as "lr_find()", may train on trial: a Loan, after which all is as it was.
+
+        Raises OrderError in the middle of a step by hand and while a run is at work; ValueError where the moments are
+        such that they could not be put back.
+        """
+        self._between_steps(what)
+        return Loan(self)
+
     def __repr__(self):
         return f"Trainer({self.model!r}, {self.optimizer!r}, after {self.steps:,} steps)"
 
@@ -538,6 +547,28 @@ class Trainer:
             self.model.gate.check(what)
         if self._stage.whole_steps is not None:
             raise self._stage.error(what, self._stage.whole_steps, self.grad_accum)
+
+
+class Loan:
+    """Gives back what a trainer was when the loan was made: parameters, moments, counts, lr, schedule and last fit; the
+    gradients are zero.  It may be given back twice."""
+
+    def __init__(self, trainer):
+        # What a fit rebinds is an attribute of the trainer; what it writes into is copied.
+        self.trainer, self.attributes, self.steps = trainer, dict(vars(trainer)), trainer.steps
+        self.state, self.params = trainer.optimizer.state_dict(), trainer.model.params.flat.copy()
+        trainer.optimizer.load_state_dict(self.state)   # what it would refuse afterwards, such as a moment that is NaN
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        trainer = self.trainer
+        vars(trainer).update(self.attributes)       # in one call: without attributes there is no trainer
+        trainer.steps = self.steps
+        trainer.optimizer.load_state_dict(self.state)
+        trainer.model.params.flat[:] = self.params
+        trainer.zero_grad()
 
 
 def _limit(name, value):

@@ -341,9 +341,9 @@ FASTLOOP = [
     ("callbacks.py", "not math.isfinite(v) else v", "math.isnan(v) else v"),
     ("callbacks.py", '("speed", "norm", "lr", "left", "step")', '("left", "speed", "norm", "lr", "step")'),
     # the range test, diagnosis, gradcheck
-    ("lr_find.py", "        optimizer.load_state_dict(state)\n", ""),
-    ("lr_find.py", "        finally:\n            put_back()\n", "        finally:\n            pass\n"),
-    ("lr_find.py", "\n    optimizer.load_state_dict(state)  ", "\n  "),
+    ("trainer.py", "        trainer.optimizer.load_state_dict(self.state)\n", ""),
+    ("lr_find.py", " as loan, loan:", " as loan:"),
+    ("trainer.py", "        trainer.optimizer.load_state_dict(self.state)   #", "        #"),
     ("lr_find.py", "(step - first) / (steps - 1)", "(step - first) / steps"),
     ("lr_find.py", "self.total / self.weight)", "self.total)"),
     ("diagnose.py", "if not isinstance(run, History) and not (", "if False and not ("),
