@@ -1,4 +1,4 @@
-"""The compiled extensions: one source (csrc/core.pxi), one module for each instruction set.
+"""The compiled extensions: csrc/core.pyx once, and csrc/engine.pxi as one module for each instruction set.
 
 Everything else about the package is in pyproject.toml.  The switches are environment variables: FASTLOOP_DEBUG=1 builds
 with bounds checks and symbols, FASTLOOP_OPENMP=0 without OpenMP.  What was built is kept in build/modules-*,
@@ -30,6 +30,8 @@ VARIANTS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
     VARIANTS["avx512"] = ["-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512vl"]
+
+DECLARATIONS = Path("fastloop/_core/core.pxd")
 
 # What a compiler reads beside its arguments.
 ENVIRONMENT = ("CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "COMPILER_PATH", "GCC_EXEC_PREFIX", "SDKROOT",
@@ -77,7 +79,7 @@ class BuildExt(build_ext):
             self.extensions,
             build_dir="build/cython",
             force=True,
-            include_path=["csrc"],
+            include_path=["csrc", "."],      # the latter for fastloop/_core/core.pxd
             compiler_directives={
                 "language_level": 3,
                 "binding": True,
@@ -85,6 +87,7 @@ class BuildExt(build_ext):
                 "wraparound": False,
                 "initializedcheck": DEBUG,
                 "cdivision": True,
+                "auto_pickle": False,       # what can be pickled says how
             },
         )
         for extension, c in zip(self.extensions, translated, strict=True):
@@ -107,7 +110,8 @@ class BuildExt(build_ext):
             [os.environ.get(name) for name in ENVIRONMENT],
             [(e.name, e.extra_compile_args, e.extra_link_args) for e in self.extensions],
             [os.path.basename(module) for module in self.modules()],
-            [(path.name, path.read_bytes()) for path in [Path("setup.py"), *sorted(Path("csrc").glob("*.*"))]],
+            [(str(path), path.read_bytes())
+             for path in (Path("setup.py"), DECLARATIONS, *sorted(Path("csrc").rglob("*.*")))],
         ]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -145,12 +149,11 @@ def extension(name, flags):
         f"fastloop._core.{name}",
         [f"csrc/{name}.pyx"],
         include_dirs=["csrc"],
-        depends=[str(path) for path in Path("csrc").glob("*.[ph]*")],
         extra_compile_args=flags,
     )
 
 
 setup(
-    ext_modules=[extension("cpu", [])] + [extension(name, flags) for name, flags in VARIANTS.items()],
+    ext_modules=[extension(name, flags) for name, flags in {"core": ["-O2"], "cpu": [], **VARIANTS}.items()],
     cmdclass={"build_ext": BuildExt},
 )

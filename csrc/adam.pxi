@@ -110,16 +110,6 @@ cdef void adam_run(double *grad, double *param, double *m, double *v, Py_ssize_t
         adam_update(grad + first, param + first, m + first, v + first, last - first, c, zero_grad)
 
 
-def adam_step(const double[::1] grad not None, double[::1] param not None, double[::1] m not None,
-              double[::1] v not None, double lr, double beta1, double beta2, double eps, int64_t t, double weight_decay,
-              bint decoupled, double grad_scale, bint zero_grad):
-    # grad is written to only if zero_grad; const lets a read-only gradient through otherwise.
-    cdef AdamStep c = adam_scalars(lr, beta1, beta2, eps, t, grad_scale, weight_decay, decoupled)
-    if param.shape[0]:
-        with nogil:
-            adam_run(<double *>&grad[0], &param[0], &m[0], &v[0], param.shape[0], &c, zero_grad)
-
-
 cdef class Adam(Optimizer):
     """Adam or AdamW; each array's states are the moments m and v."""
     cdef double beta1, beta2, eps
@@ -128,7 +118,7 @@ cdef class Adam(Optimizer):
 
     def __init__(self, list params, list states, list decays, list grads, double beta1, double beta2, double eps,
                  bint decoupled):
-        Optimizer.__init__(self, params, states, decays, grads)
+        Optimizer.__init__(self, kernels, params, states, decays, grads)
         self.beta1, self.beta2, self.eps, self.decoupled = beta1, beta2, eps, decoupled
 
     cdef bint prepare(self, double lr, double grad_scale, double largest) noexcept nogil:

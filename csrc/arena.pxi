@@ -6,49 +6,11 @@
 #
 # Sizes that come from the user or grow with the batch are multiplied by `times`, which does not overflow.
 
-# What a size that is too large becomes: a multiple of 64, so that rounding it up changes nothing.
-cdef Py_ssize_t TOO_LARGE = (<Py_ssize_t>((<size_t>-1) >> 1)) & ~<Py_ssize_t>63
-
-
-cdef inline Py_ssize_t times(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    """a b, neither of them negative; TOO_LARGE where it is that or more."""
-    return TOO_LARGE if b > 0 and a > TOO_LARGE // b else a * b
-
-
-cdef struct Arena:
-    char *base              # NULL while counting
-    size_t used             # bytes
-    size_t size             # that were counted, and may be carved
-    bint failed             # whether more was counted than can be addressed, or more carved than was counted
-
-
-cdef inline void *take(Arena *arena, Py_ssize_t n, size_t item) noexcept nogil:
-    """Room for n items of that many bytes, from a multiple of 64 on, so that no v8 crosses a cache line; NULL while
-    counting."""
-    cdef size_t most = arena.size if arena.base != NULL else <size_t>TOO_LARGE, begin = arena.used
-    cdef size_t bytes_ = most + 1 if n < 0 or <size_t>n > most // item else (<size_t>n * item + 63) & ~<size_t>63
-    if bytes_ > most - begin:
-        arena.failed = True
-        return NULL
-    arena.used += bytes_
-    return arena.base + begin if arena.base != NULL else NULL
-
-
-cdef inline double *take_values(Arena *arena, Py_ssize_t rows, Py_ssize_t width) noexcept nogil:
-    """The same for (rows, width) numbers of a computation."""
-    return <double *>take(arena, times(rows, width), sizeof(double))
-
-
 cdef class Buffer:
     """The memory of an arena, zeroed when it grows; it never shrinks.
 
     Grown before a step begins, so that no step allocates.
     """
-    cdef void *memory
-    cdef size_t size            # bytes, from the first multiple of 64 on
-    cdef int turn               # of lays_out
-    cdef Arena arena
-
     def __dealloc__(self):
         PyMem_RawFree(self.memory)
 

@@ -41,59 +41,37 @@ cdef class ArrayData(Data):
     def predictions(self, const int64_t[::1] indices not None):
         return indices.shape[0]
 
-
-cdef struct Rows:
-    Py_ssize_t N            # rows
-    Py_ssize_t ld           # stride of x
-    double *x               # (N, ld) the rows of X
-    double *targets         # (N, n_out), where y holds values
-    int64_t *classes        # (N,), where it holds class ids
-    double *weights         # (N,) 1 / rows
+    cdef void fill(self, Rows *rows, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
+        """The rows `indices` of X and y."""
+        cdef Py_ssize_t n
+        for n in range(count):
+            memcpy(rows.x + n * rows.ld, &self.X[indices[n], 0], self.n_in * 8)
+            if self.n_out:
+                memcpy(rows.targets + n * self.n_out, &self.targets[indices[n], 0], self.n_out * 8)
+            elif self.largest_class >= 0:
+                rows.classes[n] = self.classes[indices[n]]
+            rows.weights[n] = 1.0 / total
+        rows.N = count
 
 
 cdef class ArrayBatch(Batch):
     """A batch of rows of an ArrayData."""
-    cdef ArrayData data
-    cdef Buffer work
-    cdef Rows rows
 
     def __init__(self, ArrayData data not None):
-        self.data = data
-        self.work = Buffer()
-
-    def __reduce__(self):
-        return remade("ArrayBatch", (self.data,), self.taken)
-
-    def take(self, const int64_t[::1] indices not None, double total):
-        """Fill with these rows; for a batch made by hand (fit fills in compiled code)."""
-        cdef Py_ssize_t i, count = indices.shape[0]
-        check_free("take()", self.readers > 0)
-        for i in range(count):
-            if not 0 <= indices[i] < self.data.n_examples:
-                raise IndexError(f"indices[{i}] = {indices[i]} is outside [0, {self.data.n_examples})")
-        self.fills += 1
-        self.reserve(count)
-        self.fill(&indices[0] if count else NULL, count, total)
-        self.taken = bytes(indices), total
+        self.data, self.work = data, Buffer()
+        self.rows.n_in, self.rows.n_out, self.rows.largest_class = data.n_in, data.n_out, data.largest_class
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
         cdef Py_ssize_t n = round8(examples)
         cdef Arena *arena = &self.work.arena
-        self.rows.ld = padded(self.data.n_in)
+        self.rows.ld = padded(self.rows.n_in)
         while self.work.lays_out():
             self.rows.x = take_values(arena, n, self.rows.ld)
-            self.rows.targets = take_values(arena, n, self.data.n_out)
+            self.rows.targets = take_values(arena, n, self.rows.n_out)
             self.rows.weights = take_values(arena, n, 1)
             self.rows.classes = <int64_t *>take(arena, n, sizeof(int64_t))
         return examples
 
     cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
-        cdef Py_ssize_t n, n_in = self.data.n_in, n_out = self.data.n_out
-        for n in range(count):
-            memcpy(self.rows.x + n * self.rows.ld, &self.data.X[indices[n], 0], n_in * 8)
-            if n_out:
-                memcpy(self.rows.targets + n * n_out, &self.data.targets[indices[n], 0], n_out * 8)
-            elif self.data.largest_class >= 0:
-                self.rows.classes[n] = self.data.classes[indices[n]]
-            self.rows.weights[n] = 1.0 / total
-        self.rows.N = self.n_examples = self.n_predictions = count
+        (<ArrayData>self.data).fill(&self.rows, indices, count, total)
+        self.n_examples = self.n_predictions = count

@@ -1,2 +1,2 @@
 # The kernels for AVX2 with FMA.
-include "core.pxi"
+include "engine.pxi"

@@ -1,2 +1,2 @@
 # The kernels for AVX-512 (F, DQ, VL).
-include "core.pxi"
+include "engine.pxi"

@@ -1,2 +1,2 @@
 # The kernels for the compiler's baseline instruction set (SSE2 on x86-64, NEON on 64-bit Arm).
-include "core.pxi"
+include "engine.pxi"

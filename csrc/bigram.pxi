@@ -1,12 +1,12 @@
 # The bigram-level model: logits = (wte[token] + wpe[position]) lm_head^T.
 
-cdef class Bigram(LanguageModel):
+cdef class Bigram(EmbeddingAndHead):
     @staticmethod
     def tensors(V, D, T):
         return {"wte": (V, D), "wpe": (T, D), "lm_head": (V, D)}
 
     def __init__(self, params, grads, Py_ssize_t V, Py_ssize_t D, Py_ssize_t T):
-        LanguageModel.__init__(self, params, grads, V, D, T, Bigram.tensors(V, D, T))
+        EmbeddingAndHead.__init__(self, params, grads, V, D, T, Bigram.tensors(V, D, T))
 
     cdef double forward(self) noexcept nogil:
         cdef Tokens *b = self.tokens

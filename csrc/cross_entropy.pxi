@@ -100,52 +100,23 @@ cdef void softmax_grad(double *e, Py_ssize_t rows, Py_ssize_t v, const int64_t *
             e[8 * (targets[t] - v) + t] = at_target[t]
 
 
-cdef double weighted_sum(const double *x, const double *weights, Py_ssize_t n) noexcept nogil:
-    """sum of x weights (of x where weights is NULL), compensated (Neumaier 1974), so that n does not matter."""
-    cdef Py_ssize_t i
-    cdef double total = 0.0, lost = 0.0, term, new
-    for i in range(n):
-        term = x[i] if weights == NULL else x[i] * weights[i]
-        new = total + term
-        lost += (total - new) + term if fabs(total) >= fabs(term) else (term - new) + total
-        total = new
-    # The correction of an infinite sum is NaN; the sum itself says what happened.
-    return total + lost if isfinite(total) else total
+cdef void cross_entropy_rows(Py_ssize_t N, Py_ssize_t V, const double *logits, const int64_t *targets, double *losses,
+                             double *dlogits, double *panel) noexcept nogil:
+    """losses (N,) of each row of logits (N, V), and dlogits (N, V) of their mean unless it is NULL.
 
-
-def cross_entropy_forward(const double[:, ::1] logits not None, const int64_t[::1] targets not None,
-                          double[::1] losses not None):
-    cross_entropy_rows(logits, targets, losses, None)
-
-
-def cross_entropy_backward(const double[:, ::1] logits not None, const int64_t[::1] targets not None,
-                           double[:, ::1] dlogits not None):
-    cdef Py_ssize_t N = logits.shape[0]
-    cdef Buffer memory = Buffer()
-    cdef double *losses = <double *>memory.array(N, sizeof(double))
-    cross_entropy_rows(logits, targets, <double[:N]>losses, dlogits)
-    return weighted_sum(losses, NULL, N) / N
-
-
-cdef int cross_entropy_rows(const double[:, ::1] logits, const int64_t[::1] targets, double[::1] losses,
-                            double[:, ::1] dlogits) except -1:
-    """losses of each row of logits (N, V), and dlogits (N, V) of their mean unless it is None."""
-    cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1], n, t, tokens
-    cdef bint grad = dlogits is not None
-    cdef Buffer work = Buffer()
+    panel (V, 8) is scratch.
+    """
+    cdef Py_ssize_t n, t, tokens
     cdef Softmax state
     cdef double[8] weights
     for t in range(8):
         weights[t] = 1.0 / N
-    cdef double *panel = <double *>work.array(times(8, V), sizeof(double))
-    with nogil:
-        for n in range(0, N, 8):
-            tokens = min(N - n, 8)
-            transpose_rows(&logits[n, 0], V, tokens, V, panel)
-            softmax_start(&state)
-            softmax_add(panel, V, 0, &targets[n], tokens, &state)
-            softmax_losses(&state, tokens, &losses[n])
-            if grad:
-                softmax_grad(panel, V, 0, &targets[n], weights, tokens, &state)
-                transpose_panel(panel, tokens, V, &dlogits[n, 0], V)
-    return 0
+    for n in range(0, N, 8):
+        tokens = min(N - n, 8)
+        transpose_rows(logits + n * V, V, tokens, V, panel)
+        softmax_start(&state)
+        softmax_add(panel, V, 0, targets + n, tokens, &state)
+        softmax_losses(&state, tokens, losses + n)
+        if dlogits != NULL:
+            softmax_grad(panel, V, 0, targets + n, weights, tokens, &state)
+            transpose_panel(panel, tokens, V, dlogits + n * V, V)

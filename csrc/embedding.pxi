@@ -26,22 +26,3 @@ cdef void scatter(const int64_t *ids, Py_ssize_t N, Py_ssize_t D, Py_ssize_t fir
         out = dtable + ids[n] * D
         for d in range(first, last):
             out[d] += row[d]
-
-
-def embedding_forward(const int64_t[::1] inputs not None, const int64_t[::1] positions not None,
-                      const double[:, ::1] wte not None, const double[:, ::1] wpe not None,
-                      double[:, ::1] x not None):
-    cdef Py_ssize_t N = inputs.shape[0], D = wte.shape[1]
-    if N:
-        with nogil:
-            embed(&inputs[0], &positions[0], N, D, &wte[0, 0], &wpe[0, 0], &x[0, 0], D)
-
-
-def embedding_backward(const int64_t[::1] inputs not None, const int64_t[::1] positions not None,
-                       const double[:, ::1] dx not None, double[:, ::1] dwte not None,
-                       double[:, ::1] dwpe not None):
-    cdef Py_ssize_t N = inputs.shape[0], D = dwte.shape[1]
-    if N:
-        with nogil:
-            scatter(&inputs[0], N, D, 0, D, &dx[0, 0], D, &dwte[0, 0])
-            scatter(&positions[0], N, D, 0, D, &dx[0, 0], D, &dwpe[0, 0])

@@ -57,7 +57,7 @@ cdef struct Position:       # what one position of up to eight documents goes th
     double *p               # (T, 8)
 
 
-cdef class GPT(LanguageModel):
+cdef class GPT(EmbeddingAndHead):
     cdef readonly Py_ssize_t n_layer, n_head
     cdef Py_ssize_t size_head           # D / n_head
     cdef Py_ssize_t keys                # panels of keys that a panel of queries may look at
@@ -86,7 +86,6 @@ cdef class GPT(LanguageModel):
     cdef double *kv                     # (n_layer, T, 2 D, 8) keys and values of the documents being generated
     cdef Buffer scratch
     cdef Position at                    # of the position that is generated
-    cdef Py_ssize_t cached              # positions in the cache
 
     @staticmethod
     def tensors(V, D, T, n_layer):
@@ -106,7 +105,7 @@ cdef class GPT(LanguageModel):
         cdef Py_ssize_t l
         if n_head < 1 or D % n_head:
             raise ValueError(f"n_embd = {D} must be a multiple of n_head = {n_head}")
-        LanguageModel.__init__(self, params, grads, V, D, T, tensors)
+        EmbeddingAndHead.__init__(self, params, grads, V, D, T, tensors)
         self.n_layer, self.n_head, self.size_head = n_layer, n_head, D // n_head
         self.keys = tiles(T - 1, 8) + 1
         self.layer_table, self.cache, self.scratch = Buffer(), Buffer(), Buffer()
@@ -122,7 +121,7 @@ cdef class GPT(LanguageModel):
     cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
         cdef Py_ssize_t D = self.D, l
         cdef Layer *layer
-        LanguageModel.lay_out(self, arena, N)
+        EmbeddingAndHead.lay_out(self, arena, N)
         self.y0 = take_values(arena, N, D)
         self.s0 = take_values(arena, N, 1)
         self.dout = take_values(arena, N, D)
@@ -338,36 +337,17 @@ cdef class GPT(LanguageModel):
                   layer.y2_strips, self.strip, D, layer.dfc1, self.add)
         linear_dw(self.dout, D, first, last, N, layer.h_strips, self.strip, 4 * D, layer.dfc2, self.add)
 
-    def generate_step(self, const int64_t[::1] tokens not None, Py_ssize_t position, double[:, ::1] logits not None):
-        """logits (B, V) of what follows `tokens` (B,), the ids at `position` of up to eight documents side by side.
-
-        Called for positions 0, 1, ... in turn: the keys and values of the positions before are kept, so a step
-        costs one position.  The bits are those of the forward pass.
-        """
-        cdef Py_ssize_t B = tokens.shape[0], b
-        if not 1 <= B <= 8:
-            raise ValueError(f"{B} tokens; 1 to 8 documents go side by side")
-        if logits.shape[0] != B or logits.shape[1] != self.V:
-            raise ValueError(f"logits has shape ({logits.shape[0]}, {logits.shape[1]}), not ({B}, {self.V})")
-        if not 0 <= position < self.T:
-            raise IndexError(f"position = {position} is outside [0, {self.T})")
-        if position > self.cached:
-            raise ValueError(f"position = {position} follows {position - 1}; only {self.cached} positions were given")
-        for b in range(B):
-            if not 0 <= tokens[b] < self.V:
-                raise IndexError(f"tokens[{b}] = {tokens[b]} is outside [0, {self.V})")
-        check_free("generate_step()", self.busy)
+    cdef int prepare_generation(self) except -1:
         if self.kv == NULL:
             self.kv = <double *>self.cache.array(times(times(self.n_layer, self.T), 16 * self.D), sizeof(double))
         if self.at.p == NULL:
             while self.scratch.lays_out():
                 self.lay_out_position(&self.scratch.arena)
-        self.busy = True
-        with nogil:
-            self.generate_panel(&tokens[0], B, position)
-            transpose_panel(self.at.logits, B, self.V, &logits[0, 0], self.V)
-        self.busy = False
-        self.cached = position + 1
+        return 0
+
+    cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, double *logits) noexcept nogil:
+        self.generate_panel(tokens, B, position)
+        transpose_panel(self.at.logits, B, self.V, logits, self.V)
 
     cdef void lay_out_position(self, Arena *arena) noexcept nogil:
         self.at.logits = take_values(arena, 8, self.V)

@@ -13,12 +13,12 @@ cdef enum:
     MAX_CHUNKS = 8
 
 
-cdef class LanguageModel(Model):
-    """Its tensors are wte (V, D), wpe (T, D), which follows it in the buffers, what a subclass adds, and lm_head (V, D).
+cdef class EmbeddingAndHead(LanguageModel):
+    """Its tensors are wte (V, D), wpe (T, D), which follows it in the buffers, what a subclass adds, and lm_head
+    (V, D).
 
     A subclass puts the features of each token into x and x_panels; head_backward leaves their gradient in dx.
     """
-    cdef readonly Py_ssize_t V, D, T
     cdef const double *wte
     cdef const double *wpe
     cdef const double *lm_head
@@ -37,7 +37,7 @@ cdef class LanguageModel(Model):
     cdef Tokens *tokens                 # the bound batch
 
     def __init__(self, params, grads, Py_ssize_t V, Py_ssize_t D, Py_ssize_t T, dict tensors not None):
-        Model.__init__(self, params, grads)
+        Model.__init__(self, kernels, params, grads)
         cdef dict places = self.places(tensors)
         self.V, self.D, self.T = V, D, T
         self.ld = padded(D)
@@ -46,33 +46,23 @@ cdef class LanguageModel(Model):
         self.point(places["wpe"], &self.wpe, &self.dwpe)
         self.point(places["lm_head"], &self.lm_head, &self.dlm_head)
 
-    def logits_of(self, Batch batch not None, double[:, ::1] logits not None):
-        """logits (N, V) of a batch's predictions; what the last forward left for backward is lost."""
+    cdef void write_logits(self, double *logits) noexcept nogil:
         cdef Py_ssize_t v, v_tile, p, rows, tokens
-        check_free("logits_of()", self.busy)
-        self.bind(batch, batch.n_predictions)
-        if logits.shape[0] != self.tokens.N or logits.shape[1] != self.V:
-            raise ValueError(f"logits has shape ({logits.shape[0]}, {logits.shape[1]}); "
-                             f"needed is ({self.tokens.N}, {self.V})")
-        self.busy = True
-        with nogil:
-            self.forward()
-            for p in range(tiles(self.tokens.N, 8)):
-                tokens = min(self.tokens.N - 8 * p, 8)
-                for v_tile in range(tiles(self.V, V_TILE)):
-                    v = v_tile * V_TILE
-                    rows = min(self.V - v, V_TILE)
-                    logits_tile(self.x_panels + 8 * p * self.D, self.lm_head + v * self.D, rows, self.D, self.logits)
-                    transpose_panel(self.logits, tokens, rows, &logits[8 * p, v], self.V)
-        self.busy = False
+        for p in range(tiles(self.tokens.N, 8)):
+            tokens = min(self.tokens.N - 8 * p, 8)
+            for v_tile in range(tiles(self.V, V_TILE)):
+                v = v_tile * V_TILE
+                rows = min(self.V - v, V_TILE)
+                logits_tile(self.x_panels + 8 * p * self.D, self.lm_head + v * self.D, rows, self.D, self.logits)
+                transpose_panel(self.logits, tokens, rows, logits + 8 * p * self.V + v, self.V)
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
-        cdef TokenBatch tokens = <TokenBatch?>batch
-        if tokens.data.n_ids > self.V or tokens.data.block_size > self.T:
-            raise ValueError(f"ids up to {tokens.data.n_ids - 1} in blocks of {tokens.data.block_size} do not fit "
+        cdef Tokens *tokens = &(<TokenBatch?>batch).tokens
+        if tokens.n_ids > self.V or tokens.block_size > self.T:
+            raise ValueError(f"ids up to {tokens.n_ids - 1} in blocks of {tokens.block_size} do not fit "
                              f"a model of {self.V} ids and blocks of {self.T}")
         self.batch = batch
-        self.tokens = &tokens.tokens
+        self.tokens = tokens
         return self.make_room(round8(predictions))
 
     cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:

@@ -23,49 +23,35 @@ cdef inline void logits_dw(const double *dlogits, Py_ssize_t panel, Py_ssize_t r
     matmul(rows, D, N, dlogits, 8, 1, panel, x, ldx, dlm_head, D, add)
 
 
-def logits_forward(const double[:, ::1] x not None, const double[:, ::1] lm_head not None,
-                   double[:, ::1] logits not None):
-    cdef Py_ssize_t N = x.shape[0], D = x.shape[1], V = lm_head.shape[0]
+cdef void logits_rows(Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const double *x, const double *lm_head, double *logits,
+                      double *panel, double *tile) noexcept nogil:
+    """logits (N, V) = x (N, D) lm_head (V, D)^T, all row by row; scratch: panel (D, 8) and tile (V_TILE, 8)."""
     cdef Py_ssize_t n, v, v_tile, tokens, rows
-    cdef Buffer work = Buffer()
-    cdef double *panel = NULL
-    cdef double *tile = NULL
-    while work.lays_out():
-        panel = take_values(&work.arena, 8, D)
-        tile = take_values(&work.arena, 8, V_TILE)
-    with nogil:
-        for n in range(0, N, 8):
-            tokens = min(N - n, 8)
-            transpose_rows(&x[n, 0], D, tokens, D, panel)
-            for v_tile in range(tiles(V, V_TILE)):
-                v = v_tile * V_TILE
-                rows = min(V - v, V_TILE)
-                logits_tile(panel, &lm_head[v, 0], rows, D, tile)
-                transpose_panel(tile, tokens, rows, &logits[n, v], V)
-
-
-def logits_backward(const double[:, ::1] x not None, const double[:, ::1] lm_head not None,
-                    const double[:, ::1] dlogits not None, double[:, ::1] dx not None,
-                    double[:, ::1] dlm_head not None):
-    cdef Py_ssize_t N = x.shape[0], D = x.shape[1], V = lm_head.shape[0]
-    cdef Py_ssize_t n, v, v_tile, rows, tokens, ld = padded(D), panels = round8(N)
-    cdef Buffer work = Buffer()
-    cdef double *x_rows = NULL
-    cdef double *weight = NULL
-    cdef double *tile = NULL
-    while work.lays_out():
-        x_rows = take_values(&work.arena, panels, ld)
-        weight = take_values(&work.arena, V_TILE, ld)
-        tile = take_values(&work.arena, panels, V_TILE)
-    with nogil:
-        if N:
-            copy_rows(&x[0, 0], N, D, x_rows, ld)
+    for n in range(0, N, 8):
+        tokens = min(N - n, 8)
+        transpose_rows(x + n * D, D, tokens, D, panel)
         for v_tile in range(tiles(V, V_TILE)):
             v = v_tile * V_TILE
             rows = min(V - v, V_TILE)
-            copy_rows(&lm_head[v, 0], rows, D, weight, ld)
-            for n in range(0, N, 8):
-                tokens = min(N - n, 8)
-                transpose_rows(&dlogits[n, v], V, tokens, rows, tile + n * V_TILE)
-                logits_dx(tile + n * V_TILE, tokens, rows, weight, ld, D, &dx[n, 0], D, v > 0)
-            logits_dw(tile, 8 * V_TILE, rows, N, x_rows, ld, D, &dlm_head[v, 0], True)
+            logits_tile(panel, lm_head + v * D, rows, D, tile)
+            transpose_panel(tile, tokens, rows, logits + n * V + v, V)
+
+
+cdef void logits_rows_grad(Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const double *x, const double *lm_head,
+                           const double *dlogits, double *dx, double *dlm_head, double *x_rows, double *weight,
+                           double *tile) noexcept nogil:
+    """dx (N, D) of dlogits (N, V), and what they add to dlm_head (V, D).
+
+    Scratch, with ld = padded(D): x_rows (N, ld), weight (V_TILE, ld) and tile (N / 8, V_TILE, 8).
+    """
+    cdef Py_ssize_t n, v, v_tile, rows, tokens, ld = padded(D)
+    copy_rows(x, N, D, x_rows, ld)
+    for v_tile in range(tiles(V, V_TILE)):
+        v = v_tile * V_TILE
+        rows = min(V - v, V_TILE)
+        copy_rows(lm_head + v * D, rows, D, weight, ld)
+        for n in range(0, N, 8):
+            tokens = min(N - n, 8)
+            transpose_rows(dlogits + n * V + v, V, tokens, rows, tile + n * V_TILE)
+            logits_dx(tile + n * V_TILE, tokens, rows, weight, ld, D, dx + n * D, D, v > 0)
+        logits_dw(tile, 8 * V_TILE, rows, N, x_rows, ld, D, dlm_head + v * D, True)

@@ -82,18 +82,15 @@ cdef class Loop:
         self.enter("clipping or step()")
         self.model.busy = True
         with nogil:
-            self.norm = norm2(self.model.grads, self.model.size, self.partial)
+            self.norm = self.model.kernels.norm2(self.model.grads, self.model.size, self.partial)
         self.model.busy = False
         return self.norm
 
     def scale_grads(self, double scale):
-        cdef Py_ssize_t i
-        cdef double *grads = self.model.grads
         self.enter("clipping or step()")
         self.model.busy = True
         with nogil:
-            for i in range(self.model.size):
-                grads[i] *= scale
+            self.model.kernels.scale(self.model.grads, self.model.size, scale)
         self.model.busy = False
 
     def clip_value(self, double limit):
@@ -102,7 +99,7 @@ cdef class Loop:
         self.enter("clip_grad_value()")
         self.model.busy = True
         with nogil:
-            outside = clip_values(self.model.grads, self.model.size, limit)
+            outside = self.model.kernels.clip_values(self.model.grads, self.model.size, limit)
         self.model.busy = False
         return outside
 
@@ -119,7 +116,7 @@ cdef class Loop:
         self.optimizer.param = INFINITY
         with nogil:
             if norm < 0.0:
-                norm = norm2(self.model.grads, self.model.size, self.partial)
+                norm = self.model.kernels.norm2(self.model.grads, self.model.size, self.partial)
             stepped = isfinite(norm * norm) and self.optimizer.update(lr, 1.0, norm)    # Adam squares the gradient
         self.steps += stepped
         self.model.busy = self.optimizer.busy = False
@@ -179,14 +176,18 @@ cdef class Loop:
                     self.model.backward()
                     self.model.add = True
                 losses[s] = loss
-                norm = norm2(self.model.grads, self.model.size, self.partial) if finite else loss
+                norm = loss
+                if finite:
+                    norm = self.model.kernels.norm2(self.model.grads, self.model.size, self.partial)
                 norms[s] = norm
                 scale = clip_norm / norm if norm > clip_norm else 1.0
                 largest = min(norm * scale, clip_value)     # no value of the gradient is larger
                 # Not only the norm: Adam squares the gradient.
                 if not (isfinite(norm) and isfinite(largest * largest)):
                     break
-                outside = clip_values(self.model.grads, self.model.size, clip_value) if clip_value < INFINITY else 0
+                outside = 0
+                if clip_value < INFINITY:
+                    outside = self.model.kernels.clip_values(self.model.grads, self.model.size, clip_value)
                 if clipped is not None:
                     clipped[s] = outside > 0 or norm > clip_norm
                 if not self.optimizer.update(lrs[s], scale, largest):

@@ -88,14 +88,6 @@ cdef void transpose_strips(const double *panel, Py_ssize_t D, double *strips, Py
                 strips[8 * t + i] = panel[8 * (d + i) + t] if d + i < D else 0.0
 
 
-cdef inline Py_ssize_t padded(Py_ssize_t D) noexcept nogil:
-    """The stride of rows of D values: whole v8s, and an odd number of cache lines.
-
-    With an even number a column of a tall matrix falls into few sets of the L1 cache and evicts itself.
-    """
-    return ((D + 7) >> 3 | 1) << 3
-
-
 cdef void copy_rows(const double *A, Py_ssize_t rows, Py_ssize_t D, double *out, Py_ssize_t ld) noexcept nogil:
     """out (rows, ld) = A (rows, D), the columns past D zeroed."""
     cdef Py_ssize_t i

@@ -7,27 +7,10 @@ cdef int refuse(str what, str why) except -1:
     raise OrderError(f"{what} was called while {why}, expected after its end")
 
 
-cdef inline int check_free(str what, bint busy) except -1:
-    """Raise OrderError where compiled code is at work on the same memory without the GIL, for another Python thread.
-
-    Whoever lets go of the GIL looks at `busy` first and then sets it, both while holding the GIL.
-    """
-    return refuse(what, "another Python thread is in a call on the same object") if busy else 0
-
-
 cdef object not_copied(made):
     """Raise TypeError: its pointers lead into buffers that a copy would have to share."""
     name = type(made).__name__
     raise TypeError(f"a {name} is compiled and cannot be copied or pickled; copy the Trainer or the model")
-
-
-cdef inline Py_ssize_t round8(Py_ssize_t n) noexcept nogil:
-    return (n + 7) & ~<Py_ssize_t>7
-
-
-cdef inline Py_ssize_t tiles(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
-    """How many tiles of that size cover n."""
-    return (n + size - 1) // size
 
 
 # Below this many floating-point operations to a thread, waking it costs more than it brings.
@@ -69,15 +52,10 @@ def set_work_per_thread(Py_ssize_t n):
     return n
 
 
-cdef inline int threads_for(Py_ssize_t work) noexcept nogil:
+cdef int threads_for(Py_ssize_t work) noexcept nogil:
     """How many threads `work` floating-point operations are worth, of those that can be made."""
     cdef Py_ssize_t n = work // work_per_thread
     if n <= 1:
         return 1
     n = min(n, FL_LOAD(fl_max_threads), fl_own_threads)
     return <int>n if n <= fl_ready else fl_prepare(<int>n)
-
-
-cdef inline int threads_in_pass(Py_ssize_t work) noexcept nogil:
-    """The same for one of several loops in a row: the threads are awake from the one before, so less is worth it."""
-    return threads_for(4 * work)

@@ -62,7 +62,7 @@ cdef void squared_error(const double *z, Py_ssize_t ld, const double *targets, P
         losses[n] = total / <double>n_out
 
 
-cdef class MLP(Model):
+cdef class MLP(ArrayModel):
     cdef readonly Py_ssize_t depth      # layers, hidden ones and the last
     cdef bint tanh, cross_entropy
     cdef Buffer layer_memory
@@ -83,7 +83,7 @@ cdef class MLP(Model):
         cdef dict places
         cdef Linear *layer
         cdef Py_ssize_t i
-        Model.__init__(self, params, grads)
+        Model.__init__(self, kernels, params, grads)
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(f"widths = {widths}: at least the inputs and the outputs, each 1 or more")
         places = self.places(MLP.tensors(widths))
@@ -97,23 +97,23 @@ cdef class MLP(Model):
             layer.ld = padded(layer.n_out)
             self.point(places[f"layer{i}.weight"], &layer.weight, &layer.dweight)
             self.point(places[f"layer{i}.bias"], &layer.bias, &layer.dbias)
+        self.n_out = widths[self.depth]
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
-        cdef ArrayData data = (<ArrayBatch?>batch).data
-        cdef Py_ssize_t n_out = self.layers[self.depth - 1].n_out
-        if self.cross_entropy and not 0 <= data.largest_class < n_out:
-            raise ValueError(f"the largest class id in y is {data.largest_class}, the model takes ids in [0, {n_out})")
-        if not self.cross_entropy and data.n_out != n_out:
-            raise ValueError(f"y has {data.n_out} columns, the model gives {n_out}")
+        cdef Rows *rows = &(<ArrayBatch?>batch).rows
+        if self.cross_entropy and not 0 <= rows.largest_class < self.n_out:
+            raise ValueError(f"the largest class id in y is {rows.largest_class}, "
+                             f"the model takes ids in [0, {self.n_out})")
+        if not self.cross_entropy and rows.n_out != self.n_out:
+            raise ValueError(f"y has {rows.n_out} columns, the model gives {self.n_out}")
         return self.bind_inputs(batch, predictions)
 
     cdef int bind_inputs(self, Batch batch, Py_ssize_t predictions) except -1:
-        """As bind, for a batch that need not have a y."""
-        cdef ArrayData data = (<ArrayBatch?>batch).data
-        if data.n_in != self.layers[0].n_in:
-            raise ValueError(f"X has {data.n_in} columns, the model takes {self.layers[0].n_in}")
+        cdef Rows *rows = &(<ArrayBatch?>batch).rows
+        if rows.n_in != self.layers[0].n_in:
+            raise ValueError(f"X has {rows.n_in} columns, the model takes {self.layers[0].n_in}")
         self.batch = batch
-        self.rows = &(<ArrayBatch>batch).rows
+        self.rows = rows
         return self.make_room(round8(predictions))
 
     cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
@@ -130,20 +130,12 @@ cdef class MLP(Model):
             self.exp = take_values(arena, N, n_out)
             self.softmax = <Softmax *>take(arena, N // 8, sizeof(Softmax))
 
-    def predict(self, ArrayBatch batch not None, double[:, ::1] out not None):
-        """out (N, n_out) overwritten with what the last layer gives for the batch: values, or logits."""
+    cdef void write_outputs(self, double *out) noexcept nogil:
         cdef Linear *last = &self.layers[self.depth - 1]
         cdef Py_ssize_t n
-        if out.shape[0] != batch.n_examples or out.shape[1] != last.n_out:
-            raise ValueError(f"out ({out.shape[0]}, {out.shape[1]}) must be ({batch.n_examples}, {last.n_out})")
-        check_free("predict()", self.busy)
-        self.bind_inputs(batch, batch.n_predictions)
-        self.busy = True
-        with nogil:
-            self.forward_all(False)
-            for n in range(self.rows.N):
-                memcpy(&out[n, 0], last.z + n * last.ld, last.n_out * 8)
-        self.busy = False
+        self.forward_all(False)
+        for n in range(self.rows.N):
+            memcpy(out + n * self.n_out, last.z + n * last.ld, self.n_out * 8)
 
     cdef Py_ssize_t work_for(self, Py_ssize_t rows) noexcept nogil:
         """Floating-point operations of one pass over so many rows."""

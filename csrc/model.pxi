@@ -62,23 +62,12 @@ cdef class Model:
     A subclass says in `tensors`, a static method, the names and shapes of its tensors in the order of the buffers, and
     points into these by `places`; forward leaves in the workspace what backward needs.
     """
-    cdef const double[::1] params_view      # keeps the buffers alive
-    cdef double[::1] grads_view
-    cdef const double *params
-    cdef double *grads
-    cdef readonly Py_ssize_t size
-    cdef Buffer work
-    cdef Py_ssize_t room                    # predictions that the workspace is laid out for, or -1
-    cdef Batch batch
-    cdef double *losses                     # (predictions,) of the last forward, nats
-    cdef bint busy                          # whether a pass is at work; see check_free
-    cdef bint add                           # whether backward adds to grads, or overwrites what is there
 
-    def __init__(self, const double[::1] params not None, double[::1] grads not None):
+    def __init__(self, Kernels kernels not None, const double[::1] params not None, double[::1] grads not None):
         if params.shape[0] != grads.shape[0] or params.shape[0] == 0:
             raise ValueError(f"params ({params.shape[0]},) and grads ({grads.shape[0]},) must be equally long")
-        self.params_view = params
-        self.grads_view = grads
+        self.kernels = kernels
+        self.arrays = (params, grads)
         self.size = params.shape[0]
         self.params = &params[0]
         self.grads = &grads[0]
@@ -129,4 +118,83 @@ cdef class Model:
 
     cdef void backward(self) noexcept nogil:
         """The gradient of the last forward's loss, to grads or added to them."""
+        pass
+
+
+cdef class LanguageModel(Model):
+    """Of V ids and up to T positions, each with D features."""
+
+    def logits_of(self, Batch batch not None, double[:, ::1] logits not None):
+        """logits (N, V) of a batch's predictions; what the last forward left for backward is lost."""
+        cdef Py_ssize_t N = batch.n_predictions
+        check_free("logits_of()", self.busy)
+        self.bind(batch, N)
+        if logits.shape[0] != N or logits.shape[1] != self.V:
+            raise ValueError(f"logits has shape ({logits.shape[0]}, {logits.shape[1]}); needed is ({N}, {self.V})")
+        self.busy = True
+        with nogil:
+            self.forward()
+            self.write_logits(&logits[0, 0] if N else NULL)
+        self.busy = False
+
+    cdef void write_logits(self, double *logits) noexcept nogil:
+        """logits (N, V) of the last forward's batch."""
+        pass
+
+    def generate_step(self, const int64_t[::1] tokens not None, Py_ssize_t position, double[:, ::1] logits not None):
+        """logits (B, V) of what follows `tokens` (B,), the ids at `position` of up to eight documents side by side.
+
+        Called for positions 0, 1, ... in turn: the keys and values of the positions before are kept, so a step
+        costs one position.  The bits are those of the forward pass.
+        """
+        cdef Py_ssize_t B = tokens.shape[0], b
+        if not 1 <= B <= 8:
+            raise ValueError(f"{B} tokens; 1 to 8 documents go side by side")
+        if logits.shape[0] != B or logits.shape[1] != self.V:
+            raise ValueError(f"logits has shape ({logits.shape[0]}, {logits.shape[1]}), not ({B}, {self.V})")
+        if not 0 <= position < self.T:
+            raise IndexError(f"position = {position} is outside [0, {self.T})")
+        if position > self.cached:
+            raise ValueError(f"position = {position} follows {position - 1}; only {self.cached} positions were given")
+        for b in range(B):
+            if not 0 <= tokens[b] < self.V:
+                raise IndexError(f"tokens[{b}] = {tokens[b]} is outside [0, {self.V})")
+        check_free("generate_step()", self.busy)
+        self.prepare_generation()
+        self.busy = True
+        with nogil:
+            self.generate(&tokens[0], B, position, &logits[0, 0])
+        self.busy = False
+        self.cached = position + 1
+
+    cdef int prepare_generation(self) except -1:
+        """Make room for generate."""
+        raise NotImplementedError
+
+    cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, double *logits) noexcept nogil:
+        """The forward pass of one position of B documents; logits (B, V)."""
+        pass
+
+
+cdef class ArrayModel(Model):
+    """Of rows of numbers."""
+
+    def predict(self, ArrayBatch batch not None, double[:, ::1] out not None):
+        """out (N, n_out) overwritten with what the last layer gives for the batch: values, or logits."""
+        cdef Py_ssize_t N = batch.n_examples
+        if out.shape[0] != N or out.shape[1] != self.n_out:
+            raise ValueError(f"out ({out.shape[0]}, {out.shape[1]}) must be ({N}, {self.n_out})")
+        check_free("predict()", self.busy)
+        self.bind_inputs(batch, batch.n_predictions)
+        self.busy = True
+        with nogil:
+            self.write_outputs(&out[0, 0] if N else NULL)
+        self.busy = False
+
+    cdef int bind_inputs(self, Batch batch, Py_ssize_t predictions) except -1:
+        """As bind, for a batch that need not have a y."""
+        raise NotImplementedError
+
+    cdef void write_outputs(self, double *out) noexcept nogil:
+        """out (N, n_out) of the batch that was bound."""
         pass

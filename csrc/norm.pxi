@@ -1,16 +1,6 @@
 # The global gradient norm: sqrt(sum g^2), scaled so that it overflows only where the norm itself does.  And clipping
 # by value, which looks at every element alone.
 
-# Values summed at a time.  The partial sums are added in order, so the norm does not depend on the threads.
-cdef enum:
-    NORM_BLOCK = 4096
-
-
-cdef inline Py_ssize_t norm_blocks(Py_ssize_t n) noexcept nogil:
-    """How many partial sums a norm of n values has."""
-    return tiles(n, NORM_BLOCK)
-
-
 cdef double sum_squares(const double *x, Py_ssize_t n, double scale) noexcept nogil:
     """sum (scale x)^2 over one block: 32 running sums, so that the latency of FMA is hidden."""
     cdef v8 a = v8_set(0.0), b = a, c = a, d = a, x0, x1, x2, x3
@@ -69,15 +59,3 @@ cdef Py_ssize_t clip_values(double *x, Py_ssize_t n, double limit) noexcept nogi
         outside += fabs(x[i]) > limit
         x[i] = limit if x[i] > limit else (-limit if x[i] < -limit else x[i])
     return outside
-
-
-def grad_norm(const double[::1] grad not None):
-    cdef Py_ssize_t n = grad.shape[0]
-    cdef Buffer work = Buffer()
-    cdef double norm
-    if n == 0:
-        return 0.0
-    cdef double *partial = <double *>work.array(norm_blocks(n), sizeof(double))
-    with nogil:
-        norm = norm2(&grad[0], n, partial)
-    return norm

@@ -7,36 +7,17 @@
 # practical settings no parameter can, whatever it is.  Where the bounds do not exclude it, `look` takes the step on
 # copies first, and finds out.
 
-cdef double LARGE = 1e290       # a hundredth of that: the bounds are rounded, too
-cdef double MODERATE = 1e153    # the square of a gradient up to here may be added to any finite v
+LARGE = 1e290       # a hundredth of that: the bounds are rounded, too
+MODERATE = 1e153    # the square of a gradient up to here may be added to any finite v
 cdef enum:
     LOOK = 256                  # values copied at a time
-
-cdef struct Segment:
-    double *grad                # (n,) as are the others
-    double *param
-    double *state[2]            # Adam's moments, SGD's velocity; NULL where there are fewer
-    Py_ssize_t n
-    double decay                # weight decay
 
 
 cdef class Optimizer:
     """Updates arrays in place: stretches of a model's flat buffers that differ in their decay, or the user's arrays."""
-    cdef Segment *segments
-    cdef Py_buffer *views       # of the gradients of a step
-    cdef list shapes            # of the parameters
-    cdef Py_ssize_t count
-    cdef Buffer memory
-    cdef Buffer partial_memory
-    cdef double *partial        # for the norm of the longest
-    cdef object kept            # the arrays, so that they outlive the pointers
-    cdef int64_t taken          # steps
-    cdef double decay           # the largest weight decay
-    cdef double moment          # no first moment is larger; infinite where that is not known
-    cdef double param           # the same of the parameters, within a compiled call: between calls users write to them
-    cdef bint busy              # whether a step is at work; see check_free
 
-    def __init__(self, list params not None, list states not None, list decays not None, list grads=None):
+    def __init__(self, Kernels kernels not None, list params not None, list states not None, list decays not None,
+                 list grads=None):
         """params: arrays of n values; of each, states: a list of arrays (n,); decays: its weight decay.
 
         grads: arrays (n,) that stay, or None where each step brings its own (step_with).
@@ -44,6 +25,7 @@ cdef class Optimizer:
         cdef Py_ssize_t i, j, longest = 0
         cdef double[::1] array
         cdef Segment *s
+        self.kernels = kernels
         self.kept = (params, states, grads)
         self.memory, self.partial_memory = Buffer(), Buffer()
         self.moment = self.param = INFINITY
@@ -59,11 +41,11 @@ cdef class Optimizer:
             s.n, s.decay = array.shape[0], decays[i]
             self.decay = max(self.decay, s.decay)
             longest = max(longest, s.n)
-            s.param = self.pointer(array, s.n)
+            s.param = pointer(array, s.n)
             for j in range(len(states[i])):
-                s.state[j] = self.pointer(states[i][j], s.n)
+                s.state[j] = pointer(states[i][j], s.n)
             if grads is not None:
-                s.grad = self.pointer(grads[i], s.n)
+                s.grad = pointer(grads[i], s.n)
         self.partial = <double *>self.partial_memory.array(norm_blocks(longest), sizeof(double))
 
     @property
@@ -77,11 +59,6 @@ cdef class Optimizer:
 
     def __reduce__(self):
         return not_copied(self)
-
-    cdef double *pointer(self, double[::1] array, Py_ssize_t n) except? NULL:
-        if array is None or array.shape[0] != n:
-            raise ValueError(f"an array of {n} values expected")
-        return &array[0] if n else NULL
 
     def step_with(self, list grads not None, double lr, bint look):
         """One step from these gradients, which are read where they are; None where it was taken.
@@ -112,7 +89,7 @@ cdef class Optimizer:
             for i in range(self.count if look else 0):
                 s = &self.segments[i]
                 with nogil:
-                    norm = norm2(s.grad, s.n, self.partial)
+                    norm = self.kernels.norm2(s.grad, s.n, self.partial)
                 if not isfinite(norm * norm):
                     return i, norm
                 largest = max(largest, norm)
@@ -229,9 +206,15 @@ cdef class Optimizer:
         if not self.param < INFINITY:
             self.param = 0.0
             for i in range(self.count):
-                norm = norm2(self.segments[i].param, self.segments[i].n, self.partial)
+                norm = self.kernels.norm2(self.segments[i].param, self.segments[i].n, self.partial)
                 self.param = max(self.param, norm) if isfinite(norm) else INFINITY
         return self.param
+
+
+cdef double *pointer(double[::1] array, Py_ssize_t n) except? NULL:
+    if array is None or array.shape[0] != n:
+        raise ValueError(f"an array of {n} values expected")
+    return &array[0] if n else NULL
 
 
 cdef double largest_of(const double *x, const double *before, Py_ssize_t n) noexcept nogil:

@@ -56,7 +56,7 @@ cdef class SGD(Optimizer):
 
     def __init__(self, list params, list states, list decays, list grads, double momentum, double dampening,
                  bint nesterov):
-        Optimizer.__init__(self, params, states, decays, grads)
+        Optimizer.__init__(self, kernels, params, states, decays, grads)
         self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
 
     cdef bint prepare(self, double lr, double grad_scale, double largest) noexcept nogil:

@@ -17,32 +17,8 @@ cdef object as_array(view):
     return None if view is None else asarray(view)
 
 
-cdef class Batch:
-    """What one forward pass reads.  A model states which kind it takes."""
-    cdef readonly Py_ssize_t n_examples         # documents, or rows of X
-    cdef readonly Py_ssize_t n_predictions      # losses that the model computes: tokens, or rows
-    cdef tuple taken                            # (indices as bytes, total) that take was given, for a copy
-    cdef int64_t fills                          # calls of take: a backward pass reads what its forward pass read
-    cdef int readers                            # passes at work on it
-
-    def __repr__(self):
-        return f"<{type(self).__name__} of {self.n_examples:,} examples, {self.n_predictions:,} predictions>"
-
-    cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
-        """Make room for so many examples, so that fill need not allocate; return how many predictions they can give."""
-        raise NotImplementedError
-
-    cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
-        """Take the examples `indices`, each weighing 1 / total in the loss."""
-        pass
-
-
 cdef class Data:
     """Examples that batches are filled from."""
-    cdef readonly Py_ssize_t n_examples
-    cdef readonly Py_ssize_t longest        # predictions that an example gives at most
-    cdef readonly bint windows              # the examples overlap, to be drawn at random
-
     def __copy__(self):
         return self
 
@@ -59,6 +35,36 @@ cdef class Data:
     def fingerprint(self):
         """A checksum of the contents: a resumed run must see the same data."""
         raise NotImplementedError
+
+
+cdef class Batch:
+    """What one forward pass reads.  A model states which kind it takes."""
+
+    def __repr__(self):
+        return f"<{type(self).__name__} of {self.n_examples:,} examples, {self.n_predictions:,} predictions>"
+
+    def __reduce__(self):
+        return remade(type(self).__name__, (self.data,), self.taken)
+
+    def take(self, const int64_t[::1] indices not None, double total):
+        """Fill with these examples; for a batch made by hand (fit fills in compiled code)."""
+        cdef Py_ssize_t i, count = indices.shape[0]
+        check_free("take()", self.readers > 0)
+        for i in range(count):
+            if not 0 <= indices[i] < self.data.n_examples:
+                raise IndexError(f"indices[{i}] = {indices[i]} is outside [0, {self.data.n_examples})")
+        self.fills += 1
+        self.reserve(count)
+        self.fill(&indices[0] if count else NULL, count, total)
+        self.taken = bytes(indices), total
+
+    cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
+        """Make room for so many examples, so that fill need not allocate; return how many predictions they can give."""
+        raise NotImplementedError
+
+    cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
+        """Take the examples `indices`, each weighing 1 / total in the loss."""
+        pass
 
 
 cdef class TokenData(Data):
@@ -115,6 +121,25 @@ cdef class TokenData(Data):
             total += self.length(indices[i])
         return total
 
+    cdef void fill(self, Tokens *tokens, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
+        """The documents `indices` end to end."""
+        cdef Py_ssize_t b, t, n = 0, length
+        cdef const int32_t *ids
+        cdef double weight
+        for b in range(count):
+            ids = &self.ids[self.begin(indices[b])]
+            length = self.length(indices[b])
+            weight = 1.0 / (total * <double>length)
+            tokens.first[b] = n
+            for t in range(length):
+                tokens.inputs[n] = ids[t]
+                tokens.targets[n] = ids[t + 1]
+                tokens.positions[n] = t
+                tokens.weights[n] = weight
+                n += 1
+        tokens.first[count] = n
+        tokens.N, tokens.B = n, count
+
     cdef inline Py_ssize_t begin(self, Py_ssize_t i) noexcept nogil:
         return i if self.windows else self.starts[i]
 
@@ -122,40 +147,12 @@ cdef class TokenData(Data):
         return self.block_size if self.windows else min(self.starts[i + 1] - self.starts[i], self.block_size)
 
 
-cdef struct Tokens:
-    Py_ssize_t N            # positions
-    Py_ssize_t B            # documents
-    int64_t *inputs         # (N,) the id that is seen
-    int64_t *targets        # (N,) the id to predict
-    int64_t *positions      # (N,) place in the document
-    double *weights         # (N,) 1 / (documents, times the document's length)
-    int64_t *first          # (B + 1,) where each document begins
-
-
 cdef class TokenBatch(Batch):
     """A batch of documents of a TokenData, as N positions in a row."""
-    cdef TokenData data
-    cdef Buffer work
-    cdef Tokens tokens
 
     def __init__(self, TokenData data not None):
-        self.data = data
-        self.work = Buffer()
-
-    def __reduce__(self):
-        return remade("TokenBatch", (self.data,), self.taken)
-
-    def take(self, const int64_t[::1] indices not None, double total):
-        """Fill with these documents; for a batch made by hand (fit fills in compiled code)."""
-        cdef Py_ssize_t i, count = indices.shape[0]
-        check_free("take()", self.readers > 0)
-        for i in range(count):
-            if not 0 <= indices[i] < self.data.n_examples:
-                raise IndexError(f"indices[{i}] = {indices[i]} is outside [0, {self.data.n_examples})")
-        self.fills += 1
-        self.reserve(count)
-        self.fill(&indices[0] if count else NULL, count, total)
-        self.taken = bytes(indices), total
+        self.data, self.work = data, Buffer()
+        self.tokens.n_ids, self.tokens.block_size = data.n_ids, data.block_size
 
     def arrays(self):
         """Copies of (inputs, targets, positions, weights), each (N,), as lists."""
@@ -178,20 +175,5 @@ cdef class TokenBatch(Batch):
         return n
 
     cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
-        cdef Py_ssize_t b, t, n = 0, length
-        cdef const int32_t *ids
-        cdef double weight
-        for b in range(count):
-            ids = &self.data.ids[self.data.begin(indices[b])]
-            length = self.data.length(indices[b])
-            weight = 1.0 / (total * <double>length)
-            self.tokens.first[b] = n
-            for t in range(length):
-                self.tokens.inputs[n] = ids[t]
-                self.tokens.targets[n] = ids[t + 1]
-                self.tokens.positions[n] = t
-                self.tokens.weights[n] = weight
-                n += 1
-        self.tokens.first[count] = n
-        self.tokens.N = self.n_predictions = n
-        self.tokens.B = self.n_examples = count
+        (<TokenData>self.data).fill(&self.tokens, indices, count, total)
+        self.n_examples, self.n_predictions = count, self.tokens.N

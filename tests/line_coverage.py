@@ -2,10 +2,10 @@
 
     python tests/line_coverage.py [--isa NAME] [pytest arguments]
 
-Works on a temporary copy of the tree.  One instruction set is built without optimisation and counted by gcov; a line
-of Cython counts as run where any C line made from it ran.  (Cython's own tracing takes the GIL at every line of a
-nogil loop, and its plugin for coverage ended with a TypeError on these modules.)  Prints the share of lines run and
-the lines not run.  Needs gcc with gcov, Cython and coverage.
+Works on a temporary copy of the tree.  The core and one instruction set are built without optimisation and counted by
+gcov; a line of Cython counts as run where any C line made from it ran.  (Cython's own tracing takes the GIL at every
+line of a nogil loop, and its plugin for coverage ended with a TypeError on these modules.)  Prints the share of lines
+run and the lines not run.  Needs gcc with gcov, Cython and coverage.
 
 Takes about seven minutes on one core.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from plant_faults import LEFT_OUT, ROOT, build, command, only, usual_variant
 
-MARKER = re.compile(r'\s*/\* "(csrc/\w+\.(?:pxi|pyx))":(\d+)$')
+MARKER = re.compile(r'\s*/\* "(csrc/[\w/]+\.(?:pxi|pyx))":(\d+)$')
 
 
 def source_lines(c):
@@ -40,20 +40,21 @@ def source_lines(c):
 
 
 def kernel_counts(tree, variant):
-    """{file: {line: times run}} of what the variant was built from."""
-    (notes,) = tree.rglob("*.gcno")
-    status, out = command(tree, "gcov", "--json-format", "--stdout", notes.with_suffix(".gcda"))
-    if status != 0:
-        raise RuntimeError(out)
-    origin = source_lines(tree / f"{variant}.c")
+    """{file: {line: times run}} of what core and the variant were built from."""
     counts = defaultdict(lambda: defaultdict(int))
-    for file in json.loads(out[out.index("{"):])["files"]:
-        name = Path(file["file"]).name
-        for line in file["lines"]:
-            number = line["line_number"]
-            place = origin.get(number) if name == f"{variant}.c" else (f"csrc/{name}", number)
-            if place and (tree / place[0]).exists():
-                counts[place[0]][place[1]] += line["count"]
+    for module in ("core", variant):
+        (notes,) = tree.rglob(f"*{module}.gcno")
+        status, out = command(tree, "gcov", "--json-format", "--stdout", notes.with_suffix(".gcda"))
+        if status != 0:
+            raise RuntimeError(out)
+        origin = source_lines(tree / f"{module}.c")
+        for file in json.loads(out[out.index("{"):])["files"]:
+            name = Path(file["file"]).name
+            for line in file["lines"]:
+                number = line["line_number"]
+                place = origin.get(number) if name == f"{module}.c" else (f"csrc/{name}", number)
+                if place and (tree / place[0]).exists():
+                    counts[place[0]][place[1]] += line["count"]
     return counts
 
 
@@ -101,7 +102,7 @@ def main():
         shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
         os.environ["COVERAGE_FILE"] = str(tree / ".coverage")       # for tests' own processes, in other folders
         only(tree, args.isa)
-        build(tree, args.isa, options=["-O0", "--coverage", "-fprofile-update=atomic"])
+        build(tree, ["core", args.isa], options=["-O0", "--coverage", "-fprofile-update=atomic"])
         # At -O0 the examples take minutes.
         left_out = "--ignore=tests/test_examples.py"
         run = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "-p", "no:cacheprovider", left_out, *pytest]

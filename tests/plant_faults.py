@@ -76,8 +76,8 @@ CSRC = [
     ("cross_entropy.pxi", "v8_mul(v8_add(count, rest), v8_exp", "v8_mul(rest, v8_exp"),
     ("cross_entropy.pxi", "others = (s.count[t] - 1.0) + s.rest[t]", "others = s.count[t] + s.rest[t]"),
     ("cross_entropy.pxi", "if s.target[t] == s.max[t]:", "if False:"),
-    ("cross_entropy.pxi", "return total + lost if isfinite(total) else total", "return total"),
-    ("cross_entropy.pxi", "return total + lost if isfinite(total) else total", "return total + lost"),
+    ("kernels.pxi", "return total + lost if isfinite(total) else total", "return total"),
+    ("kernels.pxi", "return total + lost if isfinite(total) else total", "return total + lost"),
     # embedding: an id that occurs twice
     ("embedding.pxi", "out[d] += row[d]", "out[d] = row[d]"),
     # matrix products: blocks of K, edges, strides, padding
@@ -87,7 +87,7 @@ CSRC = [
     ("matmul.pxi", "memcpy(edge + 8 * r, C + (i + r) * ldc, columns * 8)", "pass"),
     ("matmul.pxi", "x[t * ldx + d] if t < tokens else 0.0", "x[t * ldx + d] if t < tokens else 1.0"),
     ("matmul.pxi", "memset(out + i * ld + D, 0, (ld - D) * 8)", "pass"),
-    ("logits.pxi", "&dx[n, 0], D, v > 0)", "&dx[n, 0], D, False)"),
+    ("logits.pxi", "dx + n * D, D, v > 0)", "&dx[n, 0], D, False)"),
     # the language models' head: tiles, threads, the check of ids
     ("head.pxi", "self.dx + n * self.ld, self.ld, v > 0)", "self.dx + n * self.ld, self.ld, False)"),
     ("head.pxi", "rows * i // threads, rows * (i + 1) // threads)",
@@ -95,7 +95,7 @@ CSRC = [
     ("head.pxi", "memset(self.dwte, 0, size * 8)", "memset(self.dwte, 0, self.V * self.D * 8)"),
     ("head.pxi", "memset(self.partial, 0, (chunks - 1) * size * 8)", "pass"),
     ("head.pxi", "softmax_exp(logits, rows, &self.softmax[p])", "pass"),
-    ("head.pxi", "or tokens.data.block_size > self.T:", "or False:"),
+    ("head.pxi", "or tokens.block_size > self.T:", "or False:"),
     # linear layers
     ("linear.pxi", "rows * sizeof(double)", "(rows - 1) * sizeof(double)"),
     ("linear.pxi", "if whole < D:", "if whole > D:"),
@@ -115,7 +115,7 @@ CSRC = [
     ("gpt.pxi", "self.dout, self.din = self.din, self.dout", "pass"),
     ("gpt.pxi", "layer.a + p, self.x_panels + p, n, True, parallel)",
      "layer.a + p, self.x_panels + p, n, False, parallel)"),
-    ("gpt.pxi", "if position > self.cached:", "if False:"),
+    ("model.pxi", "if position > self.cached:", "if False:"),
     ("gpt.pxi", "P * i // threads, P * (i + 1) // threads, False)",
      "P * i // threads, P * (i + 1) // threads - 1, False)"),
     ("gpt.pxi", "P * i // threads, P * (i + 1) // threads, False)",
@@ -140,13 +140,13 @@ CSRC = [
     ("loop.pxi", "self.fills = batch.fills", "self.fills = batch.fills + 1"),
     ("loop.pxi", "or batch.fills != self.fills:", "or False:"),
     ("loop.pxi", "if batch.n_predictions == 0:", "if False:"),
-    ("arrays.pxi", "self.fills += 1", "pass"),
+    ("tokens.pxi", "self.fills += 1", "pass"),
     ("tokens.pxi", "if count else NULL, count, total)", ", count or 1, total)"),
     ("loop.pxi", "if self.gate is not None and self.gate.run is not None:", "if False:"),
     ("arena.pxi", "if failed or counted != arena.size:", "if failed:"),
-    ("arena.pxi", "<size_t>n > most // item", "False"),
-    ("arena.pxi", "if bytes_ > most - begin:", "if False:"),
-    ("memory.pxi", "the same object\") if busy else 0", "the same object\") if False else 0"),
+    ("declarations.pxi", "<size_t>n > most // item", "False"),
+    ("declarations.pxi", "if bytes_ > most - begin:", "if False:"),
+    ("declarations.pxi", "the same object\") if busy else 0", "the same object\") if False else 0"),
     ("model.pxi", "self.run = (what, get_ident())", "pass"),
     ("model.pxi", "if self.size != at:", "if self.size < at:"),
     ("gpt.pxi", "(4 * D, D)", "(D, 4 * D)"),
@@ -154,10 +154,10 @@ CSRC = [
     # batches
     ("tokens.pxi", "not 0 <= indices[i] < self.data.n_examples", "not 0 <= indices[i] <= self.data.n_examples"),
     ("tokens.pxi", "starts[self.n_examples] >= ids.shape[0]", "starts[self.n_examples] > ids.shape[0]"),
-    ("arrays.pxi", "self.rows.weights[n] = 1.0 / total", "self.rows.weights[n] = 1.0 / count"),
+    ("arrays.pxi", "rows.weights[n] = 1.0 / total", "rows.weights[n] = 1.0 / count"),
     ("arrays.pxi", "if classes[i] < 0:", "if False:"),
     ("tokens.pxi", "as_array(self.starts)", "None"),
-    ("arrays.pxi", "self.taken = bytes(indices), total", "pass"),
+    ("tokens.pxi", "self.taken = bytes(indices), total", "pass"),
     # memory and threads
     ("arena.pxi", "if counted > self.size or", "if counted > self.size + 64 or"),
     ("memory.pxi", "if n <= fl_ready else fl_prepare(<int>n)", ""),
@@ -418,7 +418,7 @@ FAULTS = [
     ("fuzz", "fastloop/train.py", "(errors.FastloopError, ValueError, OSError,", "(errors.FastloopError, OSError,"),
     ("fuzz", "fastloop/train.py", "stored = flags.parse_stored(stored, args.resume)",
      "stored = {**vars(args), **stored}"),
-    ("environment", "csrc/core.pxi", "include \"memory.pxi\"",
+    ("environment", "csrc/core.pyx", "include \"memory.pxi\"",
      'cdef extern from "fenv.h":\n    int fesetround(int)\nfesetround(0)\ninclude "memory.pxi"'),
     ("long", "csrc/adam.pxi", "TINY = 1e-290", "TINY = 0.0"),
     ("setup", "setup.py", "self.force = True", "self.force = False"),
@@ -449,7 +449,8 @@ FIRST = {
 
 AVX2 = ["-mavx2", "-mfma"]
 FLAGS = {"baseline": [], "avx2": AVX2, "avx512": [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512vl"]}
-DIRECTIVES = "language_level=3,binding=True,boundscheck=False,wraparound=False,initializedcheck=False,cdivision=True"
+DIRECTIVES = ("language_level=3,binding=True,boundscheck=False,wraparound=False,initializedcheck=False,"
+              "cdivision=True,auto_pickle=False")
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 LEFT_OUT = shutil.ignore_patterns(".git", "build", "dist", "__pycache__", ".*_cache", "*.so", "*.egg-info", ".venv")
 
@@ -476,21 +477,30 @@ def usual_variant():
     return "avx2" if "avx2" in cpu.supported() else "baseline"
 
 
-def build(tree, variant, cythonize=True, options=("-O0",)):
-    """Build one variant in the tree; raises RuntimeError with what the compiler said."""
-    c = tree / f"{variant}.c"
-    steps = [[
-        sys.executable, "-m", "cython", "-3", "-I", "csrc", "-X", DIRECTIVES,
-        "--module-name", f"fastloop._core.{variant}", f"csrc/{variant}.pyx", "-o", c,
-    ]] if cythonize else []
-    steps.append([
-        "gcc", "-shared", "-fPIC", "-fopenmp", *options, "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
-        *FLAGS[variant], "-Icsrc", f"-I{sysconfig.get_path('include')}", c, "-o", f"fastloop/_core/{variant}{SUFFIX}",
-    ])
-    for step in steps:
-        status, out = command(tree, *step)
-        if status != 0:
-            raise RuntimeError(out)
+def sources(name, folder=ROOT / "csrc"):
+    """The files in csrc/ that csrc/<name>, and what it includes, are made of."""
+    text = (folder / name).read_text()
+    named = re.findall(r'^(?:include|cdef extern from) "([\w/]+\.\w+)"', text, re.MULTILINE)
+    return {name, "declarations.pxi"}.union(*(sources(other, folder) for other in named))
+
+
+def build(tree, modules, cythonize=True, options=("-O0",)):
+    """Build these modules, "core" or a variant, in the tree; raises RuntimeError with what the compiler said."""
+    for name in modules:
+        c = tree / f"{name}.c"
+        steps = [[
+            sys.executable, "-m", "cython", "-3", "-I", "csrc", "-I", ".", "-X", DIRECTIVES,
+            "--module-name", f"fastloop._core.{name}", f"csrc/{name}.pyx", "-o", c,
+        ]] if cythonize else []
+        steps.append([
+            "gcc", "-shared", "-fPIC", "-fopenmp", *options, "-fno-math-errno", "-fno-trapping-math",
+            "-ffp-contract=off", *FLAGS.get(name, []), "-Icsrc", f"-I{sysconfig.get_path('include')}", c,
+            "-o", f"fastloop/_core/{name}{SUFFIX}",
+        ])
+        for step in steps:
+            status, out = command(tree, *step)
+            if status != 0:
+                raise RuntimeError(out)
 
 
 def only(tree, variant):
@@ -536,7 +546,8 @@ def plant(sound, work, quick, number, fault):
     only(tree, variant)
     try:
         if file.startswith("csrc"):
-            build(tree, variant, cythonize=path.suffix != ".h")
+            modules = [name for name in ("core", variant) if path.name in sources(f"{name}.pyx")]
+            build(tree, modules, cythonize=path.suffix != ".h")
         if test:
             caught = first_failure(tree, [test], others=False)
         else:
@@ -580,7 +591,7 @@ def main():
         work, sound = Path(work), Path(work, "sound")
         shutil.copytree(ROOT, sound, ignore=LEFT_OUT)
         for variant in sorted({fault[3] for fault in chosen}):
-            build(sound, variant)
+            build(sound, ["core", variant])
             only(sound, variant)
             others = not args.quick and variant == usual and args.only != "faults"
             tests = {fault[4] for fault in chosen if fault[4]} if variant == usual else ()

@@ -70,7 +70,7 @@ REFUSED = {
         lambda c: c.ArrayBatch(c.ArrayData(F((3, 1)), F((3, 1)))).take(np.array([3]), 1.0), IndexError, "indices[0] = 3"
     ),
     "parameters and gradients": (lambda c: c.Bigram(F(18), F(17), 3, 2, 3), ValueError, "params (18,) and grads (17,)"),
-    "no parameters": (lambda c: c.Model(F(0), F(0)), ValueError, "params (0,)"),
+    "no parameters": (lambda c: c.Model(c.Kernels(), F(0), F(0)), ValueError, "params (0,)"),
     "parameters of a bigram": (lambda c: c.Bigram(F(17), F(17), 3, 2, 3), ValueError, "18 parameters expected, got 17"),
     "parameters of an MLP": (lambda c: c.MLP(F(12), F(12), [2, 3, 1], 0, 0), ValueError, "13 parameters expected"),
     "one width": (lambda c: c.MLP(F(2), F(2), [2], 0, 0), ValueError, "widths = [2]"),
@@ -89,7 +89,8 @@ REFUSED = {
     "a step without one": (lambda c: bigram(c).step(0.1), TypeError, "without an optimizer"),
     "work per thread": (lambda c: c.set_work_per_thread(0), ValueError, "n = 0 must be at least 1"),
     "a batch of no kind": (lambda c: run(c, [0, 1], batch=c.Batch()), NotImplementedError, ""),
-    "a model of no kind": (lambda c: c.Loop(c.Model(F(1), F(1)), None).forward(c.Batch()), NotImplementedError, ""),
+    "a model of no kind": (lambda c: c.Loop(c.Model(c.Kernels(), F(1), F(1)), None).forward(c.Batch()),
+                           NotImplementedError, ""),
     "data of no kind": (lambda c: c.Data().fingerprint(), NotImplementedError, ""),
     "predictions of no kind": (lambda c: c.Data().predictions(np.array([0])), NotImplementedError, ""),
 }

@@ -29,9 +29,11 @@ def build(tmp_path):
     shutil.copy(ROOT / "setup.py", tmp_path)
     for folder in ("csrc", "fastloop/_core"):
         (tmp_path / folder).mkdir(parents=True)
-    for name in ("cpu", "baseline", "avx2", "avx512"):
-        (tmp_path / f"csrc/{name}.pyx").write_text('include "core.pxi"\n')
-    (tmp_path / "csrc/core.pxi").write_text("x = 1\n")
+    for name in ("core", "cpu", "baseline", "avx2", "avx512"):
+        (tmp_path / f"csrc/{name}.pyx").write_text('include "engine.pxi"\n')
+    (tmp_path / "csrc/parts").mkdir()
+    for name in ("csrc/engine.pxi", "csrc/parts/part.pxi", "fastloop/_core/core.pxd"):
+        (tmp_path / name).write_text("# nothing\n")
     (tmp_path / "version").write_text("cc 1.0\n")
     (tmp_path / "cc").write_text(COMPILER)
     (tmp_path / "cc").chmod(0o755)
@@ -52,8 +54,8 @@ def build(tmp_path):
 def test_a_second_build_compiles_nothing(build, tmp_path):
     calls, modules = build()
     assert calls == len(modules) >= 2
-    shutil.rmtree(tmp_path / "fastloop/_core")
-    (tmp_path / "fastloop/_core").mkdir()
+    for module in modules:
+        (tmp_path / "fastloop/_core" / module).unlink()
     assert build() == (0, modules)
 
 
@@ -66,7 +68,8 @@ def test_what_goes_into_the_modules_makes_a_build_of_its_own(build, tmp_path):
         # The old ones come back, into the source folder too, though the others are newer there.
         assert build() == (0, modules)
     assert build(CPATH="/elsewhere")[0] == calls
-    for name in ("version", "csrc/core.pxi", "csrc/baseline.pyx", "csrc/new.h", "setup.py"):
+    for name in ("version", "csrc/engine.pxi", "csrc/parts/part.pxi", "csrc/baseline.pyx", "csrc/new.h", "setup.py",
+                 "fastloop/_core/core.pxd"):
         path = tmp_path / name
         before = path.read_bytes() if path.exists() else b""
         path.write_bytes(before + b"\n# changed\n")

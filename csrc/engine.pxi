@@ -1,5 +1,5 @@
-# The compiled half of fastloop.  Each instruction set's .pyx includes this file, so that one source
-# gives every variant; the flags differ, nothing else does (setup.py).
+# The engine: what computes, for one instruction set.  Each one's .pyx includes this file; the flags differ, nothing
+# else does (setup.py).
 #
 # How the work is laid out.  Activations live in *panels* of eight tokens: x[panel][feature][token], so that one
 # v8 (simd.h) holds one feature of eight tokens.  A softmax over the vocabulary then needs no sum across
@@ -8,45 +8,35 @@
 # into a weight gradient also exists in rows, x[token][feature], each row padded to whole v8s.
 #
 # Where types are declared: sizes are Py_ssize_t (B documents, N tokens, P panels, D width, V vocabulary,
-# T positions), token ids int64.  Arrays from Python come as typed memoryviews in the def functions and are
-# checked by their callers in fastloop/; the cdef loops take pointers and do not check again.
+# T positions), token ids int64.  No typed memoryviews here: core.pyx has them, and hands on pointers.
 #
 # The same bits whatever the number of threads: every output element is computed by one thread, in an order
 # that does not depend on how many there are.  Compiler directives are set once, in setup.py.
-#
-# No list comprehensions: where one runs out of memory, Cython 3.3 frees the item at hand twice.
 
-from _thread import get_ident
-from zlib import crc32
-
-from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
-)
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, expm1, fabs, isfinite, ldexp, log, log1p, sqrt
-from libc.stdint cimport int32_t, int64_t, uintptr_t
-from libc.string cimport memcpy, memset, strcmp
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset
+
+from fastloop._core.core cimport (
+    LARGE, MODERATE, NORM_BLOCK, Arena, ArrayBatch, ArrayModel, Batch, Buffer, Kernels, LanguageModel, Model, Optimizer,
+    Rows, Segment, TokenBatch, Tokens, norm_blocks, padded, round8, take, take_values, threads_for, threads_in_pass,
+    tiles, times, weighted_sum,
+)
 
 include "simd.pxi"
-include "arena.pxi"
-include "memory.pxi"
 include "matmul.pxi"
 include "embedding.pxi"
 include "linear.pxi"
 include "logits.pxi"
 include "cross_entropy.pxi"
 include "norm.pxi"
-include "optimizer.pxi"
 include "adam.pxi"
 include "sgd.pxi"
-include "tokens.pxi"
-include "model.pxi"
+include "engine_kernels.pxi"
 include "head.pxi"
 include "bigram.pxi"
 include "pointwise.pxi"
 include "attention.pxi"
 include "gpt.pxi"
-include "arrays.pxi"
 include "mlp.pxi"
-include "loop.pxi"

@@ -1,0 +1,249 @@
+# What core.pyx, which is compiled once, shares with the engines, one for each instruction set (csrc/engine.pxi).
+#
+# No typed memoryviews here: their code would be compiled into every engine.  Those stay in core.pyx, whose functions
+# check them and hand pointers on.
+
+from libc.stdint cimport int64_t
+
+
+# Sizes
+
+cdef inline Py_ssize_t round8(Py_ssize_t n) noexcept nogil:
+    return (n + 7) & ~<Py_ssize_t>7
+
+
+cdef inline Py_ssize_t tiles(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
+    """How many tiles of that size cover n."""
+    return (n + size - 1) // size
+
+
+cdef inline Py_ssize_t padded(Py_ssize_t D) noexcept nogil:
+    """The stride of rows of D values: whole v8s, and an odd number of cache lines.
+
+    With an even number a column of a tall matrix falls into few sets of the L1 cache and evicts itself.
+    """
+    return ((D + 7) >> 3 | 1) << 3
+
+
+# Memory and threads
+
+# What a size that is too large becomes: a multiple of 64, so that rounding it up changes nothing.
+cdef extern from *:
+    """
+    #define FL_TOO_LARGE (PY_SSIZE_T_MAX & ~(Py_ssize_t)63)
+    """
+    const Py_ssize_t TOO_LARGE "FL_TOO_LARGE"
+
+
+cdef inline Py_ssize_t times(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    """a b, neither of them negative; TOO_LARGE where it is that or more."""
+    return TOO_LARGE if b > 0 and a > TOO_LARGE // b else a * b
+
+
+cdef struct Arena:
+    char *base              # NULL while counting
+    size_t used             # bytes
+    size_t size             # that were counted, and may be carved
+    bint failed             # whether more was counted than can be addressed, or more carved than was counted
+
+
+cdef inline void *take(Arena *arena, Py_ssize_t n, size_t item) noexcept nogil:
+    """Room for n items of that many bytes, from a multiple of 64 on, so that no v8 crosses a cache line; NULL while
+    counting."""
+    cdef size_t most = arena.size if arena.base != NULL else <size_t>TOO_LARGE, begin = arena.used
+    cdef size_t bytes_ = most + 1 if n < 0 or <size_t>n > most // item else (<size_t>n * item + 63) & ~<size_t>63
+    if bytes_ > most - begin:
+        arena.failed = True
+        return NULL
+    arena.used += bytes_
+    return arena.base + begin if arena.base != NULL else NULL
+
+
+cdef inline double *take_values(Arena *arena, Py_ssize_t rows, Py_ssize_t width) noexcept nogil:
+    """The same for (rows, width) numbers of a computation."""
+    return <double *>take(arena, times(rows, width), sizeof(double))
+
+
+cdef class Buffer:
+    cdef void *memory
+    cdef size_t size            # bytes, from the first multiple of 64 on
+    cdef int turn               # of lays_out
+    cdef Arena arena
+    cdef bint lays_out(self) except -1
+    cdef void *array(self, Py_ssize_t n, size_t item) except NULL
+
+
+cdef int refuse(str what, str why) except -1
+
+
+cdef inline int check_free(str what, bint busy) except -1:
+    """Raise OrderError where compiled code is at work on the same memory without the GIL, for another Python thread.
+
+    Whoever lets go of the GIL looks at `busy` first and then sets it, both while holding the GIL.
+    """
+    return refuse(what, "another Python thread is in a call on the same object") if busy else 0
+
+
+cdef int threads_for(Py_ssize_t work) noexcept nogil
+
+
+cdef inline int threads_in_pass(Py_ssize_t work) noexcept nogil:
+    """threads_for one of several loops in a row: the threads are awake from the one before, so less is worth it."""
+    return threads_for(4 * work)
+
+
+cdef double weighted_sum(const double *x, const double *weights, Py_ssize_t n) noexcept nogil
+
+
+# What a pass reads
+
+cdef struct Tokens:
+    Py_ssize_t N            # positions
+    Py_ssize_t B            # documents
+    int64_t *inputs         # (N,) the id that is seen
+    int64_t *targets        # (N,) the id to predict
+    int64_t *positions      # (N,) place in the document
+    double *weights         # (N,) 1 / (documents, times the document's length)
+    int64_t *first          # (B + 1,) where each document begins
+    Py_ssize_t n_ids        # all ids are below this
+    Py_ssize_t block_size   # all positions are below this
+
+
+cdef struct Rows:
+    Py_ssize_t N            # rows
+    Py_ssize_t ld           # stride of x
+    double *x               # (N, ld) the rows of X
+    double *targets         # (N, n_out), where y holds values
+    int64_t *classes        # (N,), where it holds class ids
+    double *weights         # (N,) 1 / rows
+    Py_ssize_t n_in         # columns of X
+    Py_ssize_t n_out        # columns of y, or 0
+    int64_t largest_class   # of the class ids, or -1
+
+
+cdef class Data:
+    cdef readonly Py_ssize_t n_examples
+    cdef readonly Py_ssize_t longest        # predictions that an example gives at most
+    cdef readonly bint windows              # the examples overlap, to be drawn at random
+
+
+cdef class Batch:
+    cdef readonly Py_ssize_t n_examples         # documents, or rows of X
+    cdef readonly Py_ssize_t n_predictions      # losses that the model computes: tokens, or rows
+    cdef Data data
+    cdef Buffer work
+    cdef tuple taken                            # (indices as bytes, total) that take was given, for a copy
+    cdef int64_t fills                          # calls of take: a backward pass reads what its forward pass read
+    cdef int readers                            # passes at work on it
+    cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1
+    cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil
+
+
+cdef class TokenBatch(Batch):
+    cdef Tokens tokens
+
+
+cdef class ArrayBatch(Batch):
+    cdef Rows rows
+
+
+# What an engine computes
+
+# Values summed at a time for a norm.  The partial sums are added in order, so it does not depend on the threads.
+cdef enum:
+    NORM_BLOCK = 4096
+
+
+cdef inline Py_ssize_t norm_blocks(Py_ssize_t n) noexcept nogil:
+    """How many partial sums a norm of n values has."""
+    return tiles(n, NORM_BLOCK)
+
+
+cdef class Kernels:
+    cdef void scale(self, double *x, Py_ssize_t n, double factor) noexcept nogil
+    cdef double norm2(self, const double *x, Py_ssize_t n, double *partial) noexcept nogil
+    cdef Py_ssize_t clip_values(self, double *x, Py_ssize_t n, double limit) noexcept nogil
+    cdef void embed(self, const int64_t *inputs, const int64_t *positions, Py_ssize_t N, Py_ssize_t D,
+                    const double *wte, const double *wpe, double *x) noexcept nogil
+    cdef void scatter(self, const int64_t *ids, Py_ssize_t N, Py_ssize_t D, const double *dx,
+                      double *dtable) noexcept nogil
+    cdef int logits(self, Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const double *x, const double *lm_head,
+                    double *logits) except -1
+    cdef int logits_grad(self, Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const double *x, const double *lm_head,
+                         const double *dlogits, double *dx, double *dlm_head) except -1
+    cdef int cross_entropy(self, Py_ssize_t N, Py_ssize_t V, const double *logits, const int64_t *targets,
+                           double *losses, double *dlogits) except -1
+    cdef void adam(self, double *grad, double *param, double *m, double *v, Py_ssize_t n, double lr, double beta1,
+                   double beta2, double eps, int64_t t, double weight_decay, bint decoupled, double grad_scale,
+                   bint zero_grad) noexcept nogil
+
+
+cdef class Model:
+    cdef Kernels kernels
+    cdef object arrays                      # params and grads, so that they outlive the pointers
+    cdef const double *params
+    cdef double *grads
+    cdef readonly Py_ssize_t size
+    cdef Buffer work
+    cdef Py_ssize_t room                    # predictions that the workspace is laid out for, or -1
+    cdef Batch batch
+    cdef double *losses                     # (predictions,) of the last forward, nats
+    cdef bint busy                          # whether a pass is at work; see check_free
+    cdef bint add                           # whether backward adds to grads, or overwrites what is there
+    cdef dict places(self, dict tensors)
+    cdef void point(self, Py_ssize_t place, const double **param, double **grad) noexcept
+    cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1
+    cdef int make_room(self, Py_ssize_t predictions) except -1
+    cdef void lay_out(self, Arena *arena, Py_ssize_t predictions) noexcept nogil
+    cdef double forward(self) noexcept nogil
+    cdef void backward(self) noexcept nogil
+
+
+cdef class LanguageModel(Model):
+    cdef readonly Py_ssize_t V, D, T
+    cdef Py_ssize_t cached                  # positions of which generation has kept keys and values
+    cdef void write_logits(self, double *logits) noexcept nogil
+    cdef int prepare_generation(self) except -1
+    cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, double *logits) noexcept nogil
+
+
+cdef class ArrayModel(Model):
+    cdef Py_ssize_t n_out
+    cdef int bind_inputs(self, Batch batch, Py_ssize_t predictions) except -1
+    cdef void write_outputs(self, double *out) noexcept nogil
+
+
+cdef struct Segment:
+    double *grad                # (n,) as are the others
+    double *param
+    double *state[2]            # Adam's moments, SGD's velocity; NULL where there are fewer
+    Py_ssize_t n
+    double decay                # weight decay
+
+
+cdef double LARGE
+cdef double MODERATE
+
+
+cdef class Optimizer:
+    cdef Kernels kernels
+    cdef Segment *segments
+    cdef Py_buffer *views       # of the gradients of a step
+    cdef list shapes            # of the parameters
+    cdef Py_ssize_t count
+    cdef Buffer memory
+    cdef Buffer partial_memory
+    cdef double *partial        # for the norm of the longest
+    cdef object kept            # the arrays, so that they outlive the pointers
+    cdef int64_t taken          # steps
+    cdef double decay           # the largest weight decay
+    cdef double moment          # no first moment is larger; infinite where that is not known
+    cdef double param           # the same of the parameters, within a compiled call: between calls users write to them
+    cdef bint busy              # whether a step is at work; see check_free
+    cdef bint view(self, Py_ssize_t i, grad) except -1
+    cdef bint update(self, double lr, double grad_scale, double largest) noexcept nogil
+    cdef bint update_unseen(self, double lr) noexcept nogil
+    cdef bint prepare(self, double lr, double grad_scale, double largest) noexcept nogil
+    cdef void apply(self, Segment *s, double lr) noexcept nogil
+    cdef bint look(self, double lr) noexcept nogil
+    cdef double largest_param(self) noexcept nogil

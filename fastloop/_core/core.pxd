@@ -1,0 +1,2 @@
+# Where Cython looks for what core.pyx declares.
+include "declarations.pxi"
