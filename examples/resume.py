@@ -1,4 +1,4 @@
-"""Stop a run anywhere, go on from its checkpoint, and get the bits of the run that was never stopped."""
+"""Stop a run anywhere, go on from its checkpoint, and get, bit for bit, the run that was never stopped."""
 
 import os
 import tempfile

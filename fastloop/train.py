@@ -214,7 +214,7 @@ def describe(job: Job) -> None:
     job.say("baseline", f"{job.baseline:.4f} nats per token (bigram counts, {counted})")
     if job.lengths is not None:
         before, now = job.lengths
-        job.say("resumed", f"{args.resume}, after step {len(trainer.history):,} of {before:,}")
+        job.say("resumed", f"{args.resume}, after step {len(trainer.history or ()):,} of {before:,}")
         if before < now:
             rates = "with the learning rates that a run of this length has from here on"
             rates = f", {rates} (so far: of {before:,})" if hasattr(trainer.schedule, "for_steps") else ""
@@ -302,7 +302,7 @@ class Samples:
         self.every, self.seed, self.sampling, self.say = every, seed, sampling, say
 
     def on_log(self, trainer: Trainer) -> None:
-        done = len(trainer.history)
+        done = len(trainer.history or ())
         if done % self.every == 0:
             seed = self.seed + done         # so that a resumed run says the same
             (text,) = trainer.model.generate(trainer.tokenizer, 1, seed=seed, **self.sampling)
@@ -337,8 +337,9 @@ def write(job: Job) -> None:
 
 def draw(job: Job) -> None:
     """The picture of a run, however it ended."""
-    if job.args.plot and len(job.trainer.history):
-        job.trainer.history.plot(job.args.plot, baseline=job.baseline)
+    history = job.trainer.history
+    if job.args.plot and history:
+        history.plot(job.args.plot, baseline=job.baseline)
         path = with_ending(job.args.plot)
         if path != job.args.plot:
             job.say("picture", f"{path}, since --plot {job.args.plot} has no ending that says which kind")
