@@ -56,6 +56,8 @@ def lr_find(
     L. N. Smith, Cyclical learning rates for training neural networks, WACV 2017, section 3.3, where the lr grows
     linearly and the plot is read by eye; growth by a ratio, smoothing and the steepest point are later practice.
     """
+    if not hasattr(trainer, "lend"):
+        raise TypeError(f"trainer = {trainer!r:.80} must be a Trainer: Trainer(model, optimizer)")
     lr_min = number("lr_min", lr_min, 0.0, above=True)
     lr_max = number("lr_max", lr_max, lr_min, above=True)
     smoothing, steps = number("smoothing", smoothing, 0.0, 1.0), whole("steps", steps, 3)

@@ -346,6 +346,7 @@ FASTLOOP = [
     ("trainer.py", "        trainer.optimizer.load_state_dict(self.state)   #", "        #"),
     ("lr_find.py", "(step - first) / (steps - 1)", "(step - first) / steps"),
     ("lr_find.py", "self.total / self.weight)", "self.total)"),
+    ("lr_find.py", 'if not hasattr(trainer, "lend"):', "if False:"),
     ("diagnose.py", "if not isinstance(run, History) and not (", "if False and not ("),
     ("extras.py", "except package.SafetensorError as error:", "except ZeroDivisionError as error:"),
     ("fit.py", "if not any(hasattr(callback, name) for name in METHODS):", "if False:"),

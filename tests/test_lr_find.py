@@ -218,3 +218,8 @@ def test_a_signal_that_interrupts_putting_back_leaves_no_trace(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fl.lr_find(trainer, DOCS, steps=20)
     assert digest(trainer) == seen
+
+
+def test_a_model_in_the_trainers_place_is_named():
+    with pytest.raises(TypeError, match=r"trainer = BigramLM\(.*\) must be a Trainer: Trainer\(model, optimizer\)"):
+        fl.lr_find(fl.BigramLM(27), ["anna"])
