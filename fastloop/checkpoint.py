@@ -5,17 +5,26 @@ it: a file cut short or changed in any bit is refused.  It never holds pickled o
 description say of a trainer is not known here; it is in codec.py.
 """
 
+from __future__ import annotations
+
 import errno
 import io
 import json
 import os
 import stat
 import struct
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from ._types import Array, Path
 
 FORMAT = 2      # 1 was that of development versions: without class labels, held-out share, checksum of validation
 MARK = b"fastloop sha256 "
@@ -24,7 +33,7 @@ META = "meta.json"
 META_LIMIT = 64 << 20       # bytes of JSON that are looked at; a tokenizer of all of Unicode takes 10 MB
 
 
-def write(path, arrays, meta):
+def write(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
     """Write arrays (dict of name -> array) and meta (JSON-able dict) to path, whole or not at all.
 
     The new file is complete on disk before it takes the place of an old one.  Raises ValueError for a meta that `read`
@@ -42,7 +51,7 @@ def write(path, arrays, meta):
     atomically(path, body, MARK + digest(body))
 
 
-def check_path(name, path):
+def check_path(name: str, path: object) -> str:
     """path as a str, refused where no file can have that name."""
     plain = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
     if not isinstance(plain, str):
@@ -52,26 +61,26 @@ def check_path(name, path):
     return plain
 
 
-def best_path(path):
+def best_path(path: Path) -> str:
     """Where the best evaluation is saved beside path: run.npz -> run.best.npz."""
     root, extension = os.path.splitext(os.fspath(path))
     return f"{root}.best{extension}"
 
 
-def check_folder(path):
+def check_folder(path: Path) -> None:
     """Raise now the OSError that writing to path would meet at the end of a long run, where that can be known."""
     check_replaceable(path)
     os.stat(os.path.dirname(os.path.realpath(path)))
 
 
-def digest(data):
+def digest(data: Buffer) -> bytes:
     """SHA-256 as 64 ASCII hexadecimal digits."""
     import hashlib
 
     return hashlib.sha256(data).hexdigest().encode()
 
 
-def atomically(path, *parts):
+def atomically(path: Path, *parts: Buffer) -> None:
     """Write bytes to path through a temporary file in the same folder, flushed to disk before it is renamed.
 
     Where path is a symbolic link, the file that it leads to is replaced.  An old file's mode stays and, where the
@@ -111,7 +120,7 @@ def atomically(path, *parts):
             os.close(descriptor)
 
 
-def check_replaceable(path):
+def check_replaceable(path: Path) -> os.stat_result | None:
     """os.stat of the file at path, or None; OSError where a new file may not take the place of what is there."""
     try:
         found = os.stat(path)
@@ -126,7 +135,7 @@ def check_replaceable(path):
     return found
 
 
-def read(path):
+def read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """(arrays, meta) of a checkpoint.  Raises CheckpointError for a file that is not whole, OSError as open does."""
     path = os.fspath(path)
     with open(path, "rb") as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     Arrays: TypeAlias = dict[str, Array]
     Meta: TypeAlias = dict[str, Any]
+    AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 # What each entry of a description must be: its types, and the interval [low, high) of a number.  What is a dict of
 # arguments (of a model, an optimizer, a schedule, a tokenizer) is checked by what takes them, as a user's are.
@@ -113,7 +114,7 @@ def check_can_be_saved(trainer: Trainer) -> None:
 
 # Out of a checkpoint
 
-def unpack(kind: type[Trainer], path: Path, arrays: Arrays, meta: Meta, schedule: Schedule | None) -> Trainer:
+def unpack(kind: type[AnyTrainer], path: Path, arrays: Arrays, meta: Meta, schedule: Schedule | None) -> AnyTrainer:
     """The trainer, of class `kind`, that pack took apart; arrays is emptied.
 
     Raises CheckpointError, with the path, where an entry is missing, not known or not what it must be.

@@ -121,16 +121,20 @@ class Settings:
 class Fit:
     """A fit: its settings, and how far it is.  A trainer keeps its last one for resume, and so does a checkpoint."""
 
+    settings: Settings
+    start: int                          # the trainer's step count when the fit began
+    best_loss: float | None             # the lowest loss evaluated, and after which step of the fit
+    best_step: int | None
+    best_params: Floats | None          # a copy, where restore_best asks for it
+    stale: int                          # evaluations since
+    validation_fingerprint: int | None  # of the validation data, where there are any
+    history: History
+    stopping: str | None                # why it is to end after this step
+
     def __init__(self, settings: Settings, start: int = 0) -> None:
-        self.settings = settings
-        self.start = start                      # the trainer's step count when the fit began
-        self.best_loss: float | None = None     # the lowest loss evaluated, and after which step of the fit
-        self.best_step: int | None = None
-        self.best_params: Floats | None = None  # a copy, where restore_best asks for it
-        self.stale = 0                          # evaluations since
-        self.validation_fingerprint: int | None = None      # of the validation data, where there are any
-        self.history = History(start)
-        self.stopping: str | None = None        # why it is to end after this step
+        self.settings, self.start, self.history = settings, start, History(start)
+        self.best_loss = self.best_step = self.best_params = None
+        self.stale, self.validation_fingerprint, self.stopping = 0, None, None
 
     def lengthen(self, steps: int) -> None:
         """Make it `steps` long, from resume on; ValueError where that is shorter."""
@@ -185,7 +189,7 @@ class Watch(NamedTuple):
 class Chunk(NamedTuple):
     """Steps for one compiled call, and what was before it."""
 
-    count: int
+    n_steps: int
     threads: int
     factors: list[Any]      # what the schedule gave
     indices: Array          # of the examples, and where each micro-batch begins in them
@@ -299,7 +303,7 @@ class Session:
             # The handler of a signal may raise as compiled code comes back, or in the midst of the record.
             self.record(chunk, time.perf_counter())
             raise
-        count, history = chunk.count, self.history
+        count, history = chunk.n_steps, self.history
         taken = self.trainer.steps - chunk.steps
         self.pace.note(chunk.threads, now - chunk.began, history.predictions - chunk.predictions)
         if taken < count:
@@ -315,7 +319,7 @@ class Session:
         """Count the steps that the compiled call took in the history, unless that is done."""
         taken, history = self.trainer.steps - chunk.steps, self.history
         if taken and len(history) == chunk.rows:
-            before, each = chunk.began - self.began, (now - chunk.began) / chunk.count
+            before, each = chunk.began - self.began, (now - chunk.began) / chunk.n_steps
             chunk.seconds[:taken] = before + each if taken == 1 else before + each * np.arange(1, taken + 1)
             examples = chunk.indices[chunk.splits[0] : chunk.splits[taken * self.accumulate]]
             history.predictions = chunk.predictions + self.data.predictions(examples)

@@ -3,11 +3,21 @@
 How a trainer is lent and given back is in trainer.py; nothing here reaches into one.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from . import _core
 from ._check import names_nearest, number, whole
 from .errors import DivergenceError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from ._types import Data, Flag, Floats, Number, Whole
+    from .trainer import Trainer
 
 BLOWN_UP = 4.0      # times the lowest smoothed loss: there the test ends
 
@@ -20,11 +30,19 @@ class LRFinder:
     or "interrupted".
     """
 
-    def __init__(self, lrs, raw_losses, losses, stop_reason, suggestion):
+    lrs: Floats
+    raw_losses: Floats
+    losses: Floats
+    stop_reason: str
+    suggestion: float | None
+
+    def __init__(
+        self, lrs: Floats, raw_losses: Floats, losses: Floats, stop_reason: str, suggestion: float | None
+    ) -> None:
         self.lrs, self.raw_losses, self.losses = lrs, raw_losses, losses
         self.stop_reason, self.suggestion = stop_reason, suggestion
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         seen = f"{len(self.lrs)} steps"
         if len(self.lrs):
             low = int(np.argmin(self.losses))
@@ -36,8 +54,9 @@ class LRFinder:
 
 @names_nearest
 def lr_find(
-    trainer, data, y=None, *, lr_min=1e-6, lr_max=1.0, steps=100, batch_size=1, shuffle=None, seed=0, smoothing=0.9
-):
+    trainer: Trainer, data: Data, y: ArrayLike | None = None, *, lr_min: Number = 1e-6, lr_max: Number = 1.0,
+    steps: Whole = 100, batch_size: Whole = 1, shuffle: Flag | None = None, seed: Whole = 0, smoothing: Number = 0.9,
+) -> LRFinder:
     """Train for at most `steps` steps with an lr that grows from lr_min to lr_max; returns an LRFinder.
 
     data, y, batch_size, shuffle, seed: as for Trainer.fit.  Step k = 0, 1, ... has the lr
@@ -67,6 +86,7 @@ def lr_find(
         first = trainer.steps
         trainer.optimizer.lr = 1.0
         trainer.schedule = lambda step: lr_min * (lr_max / lr_min) ** ((step - first) / (steps - 1))
+        history: Any
         try:
             history = trainer.fit(
                 data, y, steps=steps, batch_size=batch_size, shuffle=shuffle, seed=seed, callbacks=[mean]
@@ -80,12 +100,18 @@ def lr_find(
 class SmoothedLoss:
     """A callback: the exponential mean of the losses, divided by the sum of its weights; ends the run that blows up."""
 
-    def __init__(self, smoothing):
+    smoothing: float
+    values: list[float]
+    total: float            # and the sum of the weights in it
+    weight: float
+    settled: int            # after so many steps the mean no longer follows the first losses
+
+    def __init__(self, smoothing: float) -> None:
         self.smoothing, self.values = smoothing, []
         self.total = self.weight = 0.0
         self.settled = round(1.0 / (1.0 - smoothing))
 
-    def on_step(self, trainer):
+    def on_step(self, trainer: Trainer) -> None:
         self.total = self.smoothing * self.total + (1.0 - self.smoothing) * trainer.history.loss[-1]
         self.weight = self.smoothing * self.weight + (1.0 - self.smoothing)
         self.values.append(self.total / self.weight)
@@ -94,7 +120,7 @@ class SmoothedLoss:
 
 
 @np.errstate(over="ignore", under="ignore")
-def steepest(lrs, losses, first):
+def steepest(lrs: Floats, losses: Floats, first: int) -> float | None:
     """The lr where the slope of losses over log lr is most negative, from step `first` to the lowest loss, or None."""
     lrs, losses = lrs[first:], losses[first:]
     if len(lrs) < 2:

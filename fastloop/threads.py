@@ -3,13 +3,20 @@
 What a thread then does is compiled (csrc/threads.h); nothing here looks at a model or at data.
 """
 
+from __future__ import annotations
+
 import os
 from math import inf
+from typing import TYPE_CHECKING, ClassVar
 
 from . import _core
 from ._check import whole
 
+if TYPE_CHECKING:
+    from ._types import Whole
+
 MAX_THREADS = 1024
+_num_threads = 1        # until they are counted, below
 
 
 def get_num_threads() -> int:
@@ -17,7 +24,7 @@ def get_num_threads() -> int:
     return _num_threads
 
 
-def set_num_threads(n: int) -> None:
+def set_num_threads(n: Whole) -> None:
     """Use at most n threads; how many a step really uses depends on its work and on how many the system gives.  The
     results are bit for bit the same whichever it is.
 
@@ -78,17 +85,17 @@ class Pace:
     A trainer keeps one for each number of examples to a step, so that many short fits learn from each other.
     """
 
-    TRIAL = 16
-    AWAKE = 0.01            # seconds beside which waking threads, up to a millisecond, is little
+    TRIAL: ClassVar[int] = 16
+    AWAKE: ClassVar[float] = 0.01       # seconds beside which waking threads, up to a millisecond, is little
 
     def __init__(self) -> None:
         self.seconds: dict[int, float] = {}     # by number of threads, what a prediction took the last time
         self.before: int | None = None          # the threads of the chunk before; between fits they sleep
-        self.chunks = 0
-        self.due = 2        # the chunk that tries the other number
-        self.tries = 0      # chunks that the present trial has had
+        self.chunks: int = 0
+        self.due: int = 2       # the chunk that tries the other number
+        self.tries: int = 0     # chunks that the present trial has had
 
-    def __enter__(self) -> "Pace":
+    def __enter__(self) -> Pace:
         self.before = None
         return self
 

@@ -5,12 +5,16 @@ of the moves and the guard against divergence.  Not here: a fit's loop around th
 checkpoint holds (codec.py).
 """
 
+from __future__ import annotations
+
 import copy
 from collections import defaultdict
+from collections.abc import Iterable
 from enum import Enum
 from math import inf, isfinite
 from numbers import Real
 from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
@@ -20,6 +24,15 @@ from .errors import CheckpointError, DivergenceError, OrderError
 from .fit import Asked, Fit, Session, Watch
 from .optim import Adam, Optimizer
 from .threads import Pace
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from typing_extensions import Self
+
+    from ._types import Data, Flag, Floats, Number, Path, Schedule, Tokenizer, Whole
+    from .history import History
+
+    Refusal = tuple[str, str] | None    # what was expected, and why
 
 EVALUATE_PREDICTIONS = 1024      # at a time
 
@@ -50,11 +63,20 @@ class Stage(Enum):
     CLIPPED   = "clip_grad_norm()",     ALL_SEEN, NO_LOSS, None,         None,   UNFINISHED
     STEPPED   = "step()",               UNUSED,   NO_LOSS, CLIPPED_LATE, USED,   None
 
-    def __init__(self, last, forward, backward, clip, step, whole_steps):
+    last: str
+    forward: Refusal
+    backward: Refusal
+    clip: Refusal
+    step: Refusal
+    whole_steps: Refusal
+
+    def __init__(
+        self, last: str, forward: Refusal, backward: Refusal, clip: Refusal, step: Refusal, whole_steps: Refusal
+    ) -> None:
         self.last, self.forward, self.backward = last, forward, backward
         self.clip, self.step, self.whole_steps = clip, step, whole_steps
 
-    def error(self, move, refusal, n):
+    def error(self, move: str, refusal: tuple[str, str], n: int) -> OrderError:
         """The OrderError of a move that may not follow this stage; n: grad_accum."""
         expected, why = refusal
         return OrderError(f"{move} was called after {self.last}, expected {expected}: {why.format(n=n)}")
@@ -65,10 +87,10 @@ NEW, READY, FORWARD, BACKWARD, CLIPPED, STEPPED = Stage     # a global is found 
 MADE_AS = {"model": "a model, such as BigramLM(27)", "optimizer": "an optimizer, such as Adam(lr=0.01)"}
 
 
-def _fixed(name, doc):
+def _fixed(name: str, doc: str) -> Any:
     """A property that only __init__ sets: the compiled step would go on with the old one."""
 
-    def refuse(trainer, value):
+    def refuse(trainer: Trainer, value: object) -> None:
         raise AttributeError(f"{name} is fixed when a Trainer is made; make a new one: Trainer(model, optimizer)")
 
     return property(attrgetter(f"_{name}"), refuse, doc=doc)
@@ -91,26 +113,35 @@ class Trainer:
     copy.deepcopy) and pickled, model and optimiser with it; the copy trains on, bit for bit, as the original would.
     """
 
+    tokenizer: Tokenizer | Any      # None where there is none
+    clip_norm: float | None
+    clip_value: float | None
+    grad_accum: int
+    notes: dict[str, Any]           # anything JSON-able, saved with the checkpoint
+    last_fit: Fit | None            # which may be at work, and which resume goes on with
+    loop: _core.variant.Loop
+
     @names_nearest
     def __init__(
-        self, model, optimizer=None, *, tokenizer=None, schedule=None, clip_norm=None, clip_value=None, grad_accum=1
-    ):
+        self, model: models.Model, optimizer: Optimizer | None = None, *, tokenizer: Tokenizer | None = None,
+        schedule: Schedule | None = None, clip_norm: Number | None = None, clip_value: Number | None = None,
+        grad_accum: Whole = 1,
+    ) -> None:
         self._model = model
         self._optimizer = Adam() if optimizer is None else optimizer
         self.tokenizer = tokenizer
         self.schedule = schedules.constant() if schedule is None else schedule
-        self.clip_norm = clip_norm
-        self.clip_value = clip_value
-        self.grad_accum = grad_accum
+        # Plain numbers, once they are checked
+        self.clip_norm, self.clip_value, self.grad_accum = cast(Any, (clip_norm, clip_value, grad_accum))
         self._check_settings()
-        self.notes = {}             # anything JSON-able, saved with the checkpoint
-        self.last_fit = None        # which may be at work, and which resume goes on with
+        self.notes = {}
+        self.last_fit = None
         self._wire()
         self._stage = NEW
         self._micro = 0             # backward passes since zero_grad
-        self._norms = []            # of the last steps by hand, for DivergenceError
+        self._norms: list[float] = []   # of the last steps by hand, for DivergenceError
 
-    def _check_settings(self):
+    def _check_settings(self) -> None:
         """Refuse attributes that are not what they should be, and make numbers plain ones, as a checkpoint needs them;
         they may have been set since the trainer was made."""
         if isinstance(self.model, Optimizer) or isinstance(self.optimizer, models.Model):
@@ -132,49 +163,55 @@ class Trainer:
             name = self.schedule.__name__
             raise TypeError(f"schedule = {name} makes a schedule: call it, {name}(...)")
 
-    model = _fixed("model", "The model that is trained; the compiled step is made for it and no other.")
-    optimizer = _fixed("optimizer", "The optimiser that trains it.")
+    if TYPE_CHECKING:
+        @property
+        def model(self) -> Any: ...         # a Model; Any, as generate and predict are of one kind or the other
+        @property
+        def optimizer(self) -> Optimizer: ...
+    else:
+        model = _fixed("model", "The model that is trained; the compiled step is made for it and no other.")
+        optimizer = _fixed("optimizer", "The optimiser that trains it.")
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """Steps taken so far, by hand and in fits: what the schedule counts.  May be set between steps."""
         return self.loop.steps
 
     @steps.setter
-    def steps(self, value):
+    def steps(self, value: Whole) -> None:
         self.loop.steps = whole("steps", value, 0)
 
     @property
-    def schedule(self):
+    def schedule(self) -> Schedule:
         """The function of the step whose value multiplies the optimiser's lr; may be set between steps by hand and
         between runs.  A run keeps the one that it began with, as it does clip_norm, clip_value and grad_accum."""
         return self._schedule
 
     @schedule.setter
-    def schedule(self, value):
+    def schedule(self, value: Schedule) -> None:
         self._schedule, self._factor = value, schedules.plain(value)
 
-    def _wire(self):
+    def _wire(self) -> None:
         """The compiled step, over the buffers of the model and the optimiser."""
         self.loop = _core.variant.Loop(self.model.make_core(), self.optimizer.bind(self.model), self.model.gate)
-        self._paces = defaultdict(Pace)     # by examples to a step
+        self._paces: defaultdict[int, Pace] = defaultdict(Pace)     # by examples to a step
 
-    def __getstate__(self):
+    def __getstate__(self) -> tuple[dict[str, Any], int]:
         self._between_steps("copying or pickling a Trainer")
         state = {name: value for name, value in vars(self).items() if name not in ("loop", "_paces", "_factor")}
         return state, self.steps
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: tuple[dict[str, Any], int]) -> None:
         attributes, steps = state
         vars(self).update(attributes)
         self.schedule = self._schedule
         self._wire()
         self.steps = steps
 
-    def __copy__(self):
+    def __copy__(self) -> Self:
         return copy.deepcopy(self)      # two trainers of one model and one optimiser would undo each other's steps
 
-    def prepare(self, data, y=None):
+    def prepare(self, data: Data, y: ArrayLike | None = None) -> tuple[_core.variant.Data, int]:
         """Documents (or X and y) as compiled data, for fit and evaluate to take many times; and how many were cut.
 
         Data that is prepared already passes through.  It holds copies, and never changes: what is done to X, y or the
@@ -186,19 +223,21 @@ class Trainer:
 
     # The five moves
 
-    def batch(self, docs, y=None):
+    def batch(
+        self, docs: Data, y: ArrayLike | None = None
+    ) -> _core.variant.TokenBatch | _core.variant.ArrayBatch:
         """A batch of all these documents (or of all rows of X and y), for forward."""
         data, _ = self.prepare(docs, y)
         batch = self.model.make_batch(data)
         batch.take(np.arange(data.n_examples), data.n_examples * self.grad_accum)
         return batch
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Set every gradient to zero, and drop a step that was begun."""
         self.loop.zero_grad()
         self._stage, self._micro = READY, 0
 
-    def forward(self, batch):
+    def forward(self, batch: _core.variant.Batch) -> float:
         """The loss of a batch: the mean over the positions of each document, then over the documents.
 
         Raises OrderError where it would add to the gradients of an earlier step (or, at first, to those of another
@@ -220,7 +259,7 @@ class Trainer:
             self.diverged(loss, loss)
         return loss
 
-    def backward(self):
+    def backward(self) -> None:
         """Add the gradient of the last forward's loss to the gradients (its share, with grad_accum)."""
         if self._stage.backward is not None:
             self._refuse("backward()", self._stage.backward)
@@ -228,7 +267,7 @@ class Trainer:
         self._micro += 1
         self._stage = BACKWARD
 
-    def clip_grad_norm(self, max_norm=None):
+    def clip_grad_norm(self, max_norm: Number | None = None) -> float:
         """Scale the gradients so that their global norm is at most max_norm (default: the trainer's clip_norm).
 
         Returns the norm before.  Raises DivergenceError, the gradients untouched, where it is not finite.
@@ -240,7 +279,7 @@ class Trainer:
         self._stage = CLIPPED
         return norm
 
-    def clip_grad_value(self, max_abs=None):
+    def clip_grad_value(self, max_abs: Number | None = None) -> float:
         """Bring every single gradient into [-max_abs, max_abs] (default: the trainer's clip_value).
 
         Returns the global norm before.  Raises as clip_grad_norm does.
@@ -251,13 +290,13 @@ class Trainer:
         self._stage = CLIPPED
         return norm
 
-    def _gradient_to_clip(self, what):
+    def _gradient_to_clip(self, what: str) -> float:
         """The norm of a finished gradient that may be clipped."""
         if self._stage.clip is not None:
             self._refuse(f"{what}()", self._stage.clip)
         return self._finish_gradient()
 
-    def step(self):
+    def step(self) -> float:
         """Update the parameters from the gradients, which are left as they are; returns the learning rate used.
 
         Raises OrderError before a backward; DivergenceError where the gradient norm is not finite, the schedule gives
@@ -283,11 +322,11 @@ class Trainer:
         self._norms = self._norms[-4:] + [self.loop.norm]
         return lr
 
-    def _lr(self):
+    def _lr(self) -> float:
         """The learning rate of the step at hand; NaN where the schedule gives no number."""
         return schedules.rate(self._optimizer.lr, self._factor(self.loop.steps))
 
-    def _finish_gradient(self):
+    def _finish_gradient(self) -> float:
         """The norm of the finished gradient, known to be finite."""
         if self._micro < self.grad_accum:       # a window left short: the mean over what it has
             self.loop.scale_grads(self.grad_accum / self._micro)
@@ -297,12 +336,15 @@ class Trainer:
             self.diverged(self.loop.loss * self.grad_accum, norm)
         return norm
 
-    def _refuse(self, move, refusal):
+    def _refuse(self, move: str, refusal: tuple[str, str]) -> NoReturn:
         """Raise the OrderError of a move that may not follow what was done last; a run that is at work comes first."""
         self.model.gate.check(move)
         raise self._stage.error(move, refusal, self.grad_accum)
 
-    def diverged(self, loss, norm, lr=None, norms=None, history=None, factor=1.0):
+    def diverged(
+        self, loss: float, norm: float, lr: float | None = None, norms: Iterable[float] | None = None,
+        history: History | None = None, factor: object = 1.0,
+    ) -> NoReturn:
         """Raise DivergenceError for the step at hand; factor: what the schedule gave."""
         if lr is None:
             try:
@@ -330,10 +372,12 @@ class Trainer:
 
     @names_nearest
     def fit(
-        self, data, y=None, *, steps=None, epochs=None, batch_size=1, shuffle=None, seed=0, validation=None,
-        eval_every=None, patience=None, min_delta=0.0, restore_best=False, tol=None, log_every=None, callbacks=(),
-        save=None, save_every=None,
-    ):
+        self, data: Data, y: ArrayLike | None = None, *, steps: Whole | None = None, epochs: Whole | None = None,
+        batch_size: Whole = 1, shuffle: Flag | None = None, seed: Whole = 0, validation: Data | Number | None = None,
+        eval_every: Whole | None = None, patience: Whole | None = None, min_delta: Number = 0.0,
+        restore_best: Flag = False, tol: Number | None = None, log_every: Whole | None = None,
+        callbacks: Iterable[object] = (), save: Path | None = None, save_every: Whole | None = None,
+    ) -> History:
         """Train for `steps` steps, or `epochs` times through the data (default 1); returns the History.
 
         data: list of documents; one str, a text learnt from in windows of block_size; or array X with y, or (X, y).
@@ -363,9 +407,8 @@ class Trainer:
         """
         self._between_steps("fit()")
         self._check_settings()
-        asked = Asked(
-            steps, epochs, batch_size, shuffle, seed, eval_every, patience, min_delta, restore_best, tol
-        )
+        given: Any = steps, epochs, batch_size, shuffle, seed, eval_every, patience, min_delta, restore_best, tol
+        asked = Asked(*given)
         if validation is None and (asked.patience is not None or asked.restore_best):
             raise ValueError("patience and restore_best need validation data to go by")
         classes, share = self.model.classes, None
@@ -384,7 +427,11 @@ class Trainer:
         return self._go(session, "fit()")
 
     @names_nearest
-    def resume(self, data, y=None, *, validation=None, log_every=None, callbacks=(), save=None, save_every=None):
+    def resume(
+        self, data: Data, y: ArrayLike | None = None, *, validation: Data | Number | None = None,
+        log_every: Whole | None = None, callbacks: Iterable[object] = (), save: Path | None = None,
+        save_every: Whole | None = None,
+    ) -> History:
         """Go on with the run that a loaded checkpoint (or Ctrl-C) was taken in; returns the whole History.
 
         data, validation: those that fit was given, but a share may be left out, since the run knows it.  The outcome
@@ -410,7 +457,7 @@ class Trainer:
         data, _ = self.prepare(data, y)
         return self._go(self._session(fit, data, validation, callbacks, log_every, save, save_every), "resume()")
 
-    def _hold_out(self, data, y, share, seed):
+    def _hold_out(self, data: Any, y: Any, share: float, seed: int) -> tuple[Any, Any, Any]:
         """(data, y, validation) with that share of the data set aside."""
         if isinstance(data, _core.variant.Data):
             raise TypeError(f"validation = {share} cannot be taken of prepared data: give the data themselves")
@@ -420,7 +467,10 @@ class Trainer:
         (data, y), validation = self.model.hold_out(data, y, share, seed)
         return data, y, validation
 
-    def _session(self, fit, data, validation, callbacks, log_every, save, save_every):
+    def _session(
+        self, fit: Fit, data: _core.variant.Data, validation: Any, callbacks: Iterable[object], log_every: Any,
+        save: Path | None, save_every: Any,
+    ) -> Session:
         """All that a fit needs to go to work, checked."""
         watch = Watch.checked(callbacks, log_every, save, save_every, validation is not None)
         if save is not None:
@@ -429,7 +479,7 @@ class Trainer:
             validation, _ = self.prepare(validation)
         return Session(fit, self, data, validation, watch, self._paces[fit.settings.examples])
 
-    def _go(self, session, what):
+    def _go(self, session: Session, what: str) -> History:
         with _core.variant.Alone(self.model.gate, what):
             self.last_fit = session.fit
             self.loop.clear()       # zero_grad, for the run that has the model to itself
@@ -438,33 +488,35 @@ class Trainer:
             session.warn()
             return session.history
 
+    # Types that are "or None" in what follows are `| Any`: a callback, and who has called fit, need not ask.
+
     @property
-    def history(self):
+    def history(self) -> History | Any:
         """The History of the last fit, or None."""
         return None if self.last_fit is None else self.last_fit.history
 
     @property
-    def total_steps(self):
+    def total_steps(self) -> int | Any:
         """How many steps the last fit has in all, or None."""
         return None if self.last_fit is None else self.last_fit.settings.steps
 
     @property
-    def stop_reason(self):
+    def stop_reason(self) -> str | None:
         """Why the fit ends after this step, before its last; None where it does not."""
         return None if self.last_fit is None else self.last_fit.stopping
 
     @property
-    def best_loss(self):
+    def best_loss(self) -> float | Any:
         """The lowest validation loss of the last fit, as patience counts it, or None."""
         return None if self.last_fit is None else self.last_fit.best_loss
 
     @property
-    def best_step(self):
+    def best_step(self) -> int | Any:
         """After how many of its steps that was."""
         return None if self.last_fit is None else self.last_fit.best_step
 
     @property
-    def lr(self):
+    def lr(self) -> float:
         """The learning rate of the next step: the optimiser's lr, which may be set, times the schedule's factor.
 
         Raises ValueError where the schedule takes its length from a fit that has not come yet.
@@ -474,21 +526,21 @@ class Trainer:
             return self.optimizer.lr * factor(self.steps - self.last_fit.start)
         return self._lr()
 
-    def stop(self, reason):
+    def stop(self, reason: str) -> None:
         """End the running fit after this step, for that reason, a str; for callbacks."""
         if not isinstance(reason, str) or not reason:
             raise TypeError(f"reason = {reason!r} must be a str that says why")
         if self.last_fit is not None:
             self.last_fit.stopping = str(reason)
 
-    def evaluate(self, data, y=None):
+    def evaluate(self, data: Data, y: ArrayLike | None = None) -> float:
         """The mean loss per prediction (nats per token) over all of the data, documents, a text, X and y or (X, y); the
         parameters are not touched.
 
         A text is read once from end to end, in windows of block_size that lie side by side; the last may be shorter.
         """
         data, _ = self.prepare(data, y)
-        if data.windows:
+        if isinstance(data, _core.variant.TokenData) and data.windows:
             last = data.n_examples + data.block_size - 1
             data = data.in_turn(np.append(np.arange(0, last, data.block_size), last))
         loop = _core.variant.Loop(self.model.make_core(), None)
@@ -505,7 +557,7 @@ class Trainer:
 
     # Checkpoints
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         """Write everything to a checkpoint: parameters, moments, step, schedule, run, history, tokenizer.
 
         The file is written whole or not at all.  Raises OrderError in the middle of a step by hand, TypeError for
@@ -519,7 +571,7 @@ class Trainer:
         checkpoint.write(path, *codec.pack(self))
 
     @classmethod
-    def load(cls, path, schedule=None):
+    def load(cls, path: Path, schedule: Schedule | None = None) -> Self:
         """The trainer that `save` wrote, with a model and optimiser of its own.
 
         schedule: needed where the saved one was a function of the user's, which a file cannot hold.
@@ -527,7 +579,7 @@ class Trainer:
         """
         return codec.unpack(cls, path, *checkpoint.read(path), schedule)
 
-    def lend(self, what):
+    def lend(self, what: str) -> Loan:
         """A context in which `what`, such as "lr_find()", may train on trial: a Loan, after which all is as it was.
 
         Raises OrderError in the middle of a step by hand and while a run is at work; ValueError where the moments are
@@ -536,10 +588,10 @@ class Trainer:
         self._between_steps(what)
         return Loan(self)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Trainer({self.model!r}, {self.optimizer!r}, after {self.steps:,} steps)"
 
-    def _between_steps(self, what):
+    def _between_steps(self, what: str) -> None:
         """Raise OrderError in the middle of a step by hand, and while a run is at work; its callbacks may save."""
         if what == "save()":
             self.model.gate.check_whole(what)
@@ -553,16 +605,22 @@ class Loan:
     """Gives back what a trainer was when the loan was made: parameters, moments, counts, lr, schedule and last fit; the
     gradients are zero.  It may be given back twice."""
 
-    def __init__(self, trainer):
+    trainer: Trainer
+    attributes: dict[str, Any]
+    steps: int
+    state: dict[str, Any]
+    params: Floats
+
+    def __init__(self, trainer: Trainer) -> None:
         # What a fit rebinds is an attribute of the trainer; what it writes into is copied.
         self.trainer, self.attributes, self.steps = trainer, dict(vars(trainer)), trainer.steps
         self.state, self.params = trainer.optimizer.state_dict(), trainer.model.params.flat.copy()
         trainer.optimizer.load_state_dict(self.state)   # what it would refuse afterwards, such as a moment that is NaN
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         trainer = self.trainer
         vars(trainer).update(self.attributes)       # in one call: without attributes there is no trainer
         trainer.steps = self.steps
@@ -571,6 +629,6 @@ class Loan:
         trainer.zero_grad()
 
 
-def _limit(name, value):
+def _limit(name: str, value: Any) -> float:
     """`value` as a limit to clip to; the check of its type spares number() its microsecond."""
     return value if type(value) is float and 0.0 < value < inf else number(name, value, 0.0, above=True)

@@ -201,6 +201,7 @@ FASTLOOP = [
     ("kernels.py", 'ids("positions", positions, len(wpe))', 'ids("positions", positions, V)'),
     ("kernels.py", '"lm_head": lm_head, "dlogits": dlogits}', '"lm_head": lm_head}'),
     ("kernels.py", "def grad_norm(grad: View) -> float:", "def grad_norm(grad: View):"),
+    ("trainer.py", "def lend(self, what: str) -> Loan:", "def lend(self, what) -> Loan:"),
     ("kernels.py", 'number("eps", eps, 0, above=True)', 'number("eps", eps, 0)'),
     ("kernels.py",
      "variant.cross_entropy_forward(logits, targets, losses)\n    _require_finite(losses, logits, targets)\n\n",
