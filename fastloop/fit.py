@@ -7,6 +7,8 @@ random state to keep.
 
 from __future__ import annotations
 
+# The C half of signal: its Python half looks up each handler's name, which took a quarter of a fit of one step.
+import _signal  # type: ignore[import-not-found]
 import signal
 import threading
 import time
@@ -40,6 +42,15 @@ LOG_EVERY = 100                 # steps, where nothing else is said
 METHODS = ("on_start", "on_step", "on_chunk", "on_log", "on_evaluate", "on_end")    # of a callback
 
 
+# What checks each argument that says what a fit is; and which of them may be None.
+CHECKS: dict[str, tuple[Any, ...]] = {
+    "steps": (whole,), "epochs": (whole,), "eval_every": (whole,), "patience": (whole,), "batch_size": (whole,),
+    "seed": (whole, 0, MOST_SEED), "min_delta": (number, 0.0), "restore_best": (flag,), "tol": (number, 0.0),
+    "shuffle": (flag,),
+}
+OPTIONAL = {"steps", "epochs", "eval_every", "patience", "tol", "shuffle"}
+
+
 @dataclass(frozen=True)
 class Asked:
     """The arguments of Trainer.fit that say what the fit is, checked before any data is looked at."""
@@ -56,18 +67,10 @@ class Asked:
     tol: float | None
 
     def __post_init__(self) -> None:
-        def put(name: str, check: Callable[..., Any], *bounds: float) -> None:
+        for name, (check, *bounds) in CHECKS.items():
             value = getattr(self, name)
-            if value is not None or name in ("batch_size", "seed", "min_delta", "restore_best"):
+            if value is not None or name not in OPTIONAL:
                 object.__setattr__(self, name, check(name, value, *bounds))
-
-        for name in ("steps", "epochs", "eval_every", "patience", "batch_size"):
-            put(name, whole)
-        put("seed", whole, 0, MOST_SEED)
-        put("min_delta", number, 0.0)
-        put("restore_best", flag)
-        put("tol", number, 0.0)
-        put("shuffle", flag)
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"steps = {self.steps} and epochs = {self.epochs}: say one of them")
 
@@ -420,7 +423,7 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self.seen, self.previous, self.listens = False, signal.getsignal(signal.SIGINT), False
+        self.seen, self.previous, self.listens = False, _signal.getsignal(signal.SIGINT), False
         main = threading.current_thread() is threading.main_thread()
         self.due = main and self.previous != signal.SIG_IGN     # there is what to listen to, and then to give back
 
@@ -428,7 +431,7 @@ class Interrupt:
         if self.due and not self.listens:
             self.listens = True
             try:
-                signal.signal(signal.SIGINT, self.note)
+                _signal.signal(signal.SIGINT, self.note)
             except BaseException:       # from another signal's handler: __exit__ will not be called
                 self.__exit__()
                 raise
@@ -440,5 +443,5 @@ class Interrupt:
 
     def __exit__(self, *exception: object) -> None:
         if self.due:
-            signal.signal(signal.SIGINT, self.previous)
+            _signal.signal(signal.SIGINT, self.previous)
             self.due = False

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ._types import Array, Bools, Drawn, Floats, Path, Whole
 
+FEW = 16        # steps that there is room for from the start
 FORMAT = "fastloop.history.1"       # in every JSON file; a reader of another layout refuses it
 
 
@@ -55,7 +56,7 @@ class History:
     _columns: dict[str, Array]
 
     def __init__(self, start_step: int = 0) -> None:
-        self._columns = {name: np.empty(0, bool if name == "clipped" else np.float64) for name in self.columns}
+        self._columns = {name: np.empty(FEW, bool if name == "clipped" else np.float64) for name in self.columns}
         self._size = 0
         self._began = time.perf_counter()
         self.start_step = start_step

@@ -49,14 +49,13 @@ class Sampler:
 
     def look_up(self, first: int, steps: int) -> tuple[Ints, Ints]:
         """What `take` gives, of these steps alone."""
-        step = np.arange(first, first + steps)
-        if self.epochs:
-            epoch, inside = np.divmod(step, self.steps_per_epoch)
-            begin = epoch * self.n + inside * self.batch_size * self.accumulate
-            limit = (epoch + 1) * self.n
-        else:
-            begin = step * self.batch_size * self.accumulate
-            limit = begin + self.batch_size * self.accumulate
+        if not self.epochs:
+            place = first * self.batch_size * self.accumulate
+            splits = np.arange(steps * self.accumulate + 1) * self.batch_size
+            return self.examples(place, place + steps * self.accumulate * self.batch_size), splits
+        epoch, inside = np.divmod(np.arange(first, first + steps), self.steps_per_epoch)
+        begin = epoch * self.n + inside * self.batch_size * self.accumulate
+        limit = (epoch + 1) * self.n
         edges = begin[:, None] + self.batch_size * np.arange(self.accumulate + 1)
         edges = np.minimum(edges, limit[:, None])
         splits = np.append(edges[:, :-1], edges[-1, -1])

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MAX_THREADS = 1024
 _num_threads = 1        # until they are counted, below
 
+_num_threads: int       # the setting
+
 
 def get_num_threads() -> int:
     """The most threads that a step may use: 1 in a build without OpenMP."""

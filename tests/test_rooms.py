@@ -31,3 +31,10 @@ def test_no_file_reaches_through_the_underscore_of_another(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_file_begins_with_what_lives_there(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_map_of_contributing_names_every_file(path):
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    start = text.index("## Where things are")
+    assert f"{path.name}`" in text[start : text.index("### The way of a batch", start)]
