@@ -59,6 +59,7 @@ cdef struct Position:       # what one position of up to eight documents goes th
 
 cdef class GPT(EmbeddingAndHead):
     cdef readonly Py_ssize_t n_layer, n_head
+    cdef int activation                 # of the MLP
     cdef Py_ssize_t size_head           # D / n_head
     cdef Py_ssize_t keys                # panels of keys that a panel of queries may look at
     cdef Py_ssize_t strip               # values in a strip: eight for each token that there is room for
@@ -107,6 +108,7 @@ cdef class GPT(EmbeddingAndHead):
             raise ValueError(f"n_embd = {D} must be a multiple of n_head = {n_head}")
         EmbeddingAndHead.__init__(self, params, grads, V, D, T, tensors)
         self.n_layer, self.n_head, self.size_head = n_layer, n_head, D // n_head
+        self.activation = RELU
         self.keys = tiles(T - 1, 8) + 1
         self.layer_table, self.cache, self.scratch = Buffer(), Buffer(), Buffer()
         self.layers = <Layer *>self.layer_table.array(n_layer, sizeof(Layer))
@@ -265,7 +267,7 @@ cdef class GPT(EmbeddingAndHead):
         p = 8 * first * D
         linear_forward(layer.fc1, 4 * D, D, layer.y2 + p, layer.h + 4 * p, n, False, parallel)
         for p in range(first, first + n):
-            relu_forward(layer.h + 32 * p * D, 4 * D)
+            activation_forward(self.activation, layer.h + 32 * p * D, 4 * D)
             transpose_strips(layer.h + 32 * p * D, 4 * D, layer.h_strips + 64 * p, self.strip)
         p = 8 * first * D
         linear_forward(layer.fc2, D, 4 * D, layer.h + 4 * p, self.x_panels + p, n, True, parallel)
@@ -280,7 +282,7 @@ cdef class GPT(EmbeddingAndHead):
                                self.dout + 8 * p * D)
         p = 8 * first * D
         linear_dx(layer.fc2, self.fc2_packed, D, 4 * D, self.dout + p, self.dh + 4 * p, n, parallel)
-        relu_backward(self.dh + 4 * p, layer.h + 4 * p, 4 * D * n)
+        activation_backward(self.activation, self.dh + 4 * p, layer.h + 4 * p, 4 * D * n)
         linear_dx(layer.fc1, self.fc1_packed, 4 * D, D, self.dh + 4 * p, self.dy + p, n, parallel)
         for p in range(first, first + n):
             i = 8 * p * D
@@ -384,6 +386,6 @@ cdef class GPT(EmbeddingAndHead):
             linear_forward(layer.wo, D, D, at.a, at.x, 1, True, True)
             rmsnorm_forward(at.x, D, at.y, at.scale)
             linear_forward(layer.fc1, 4 * D, D, at.y, at.h, 1, False, True)
-            relu_forward(at.h, 4 * D)
+            activation_forward(self.activation, at.h, 4 * D)
             linear_forward(layer.fc2, D, 4 * D, at.h, at.x, 1, True, True)
         linear_forward(self.lm_head, self.V, D, at.x, at.logits, 1, False, True)

@@ -19,35 +19,6 @@ cdef struct Linear:
     double *dz              # (N, ld) the gradient of what comes out, before the activation
 
 
-cdef void activate(double *z, Py_ssize_t ld, Py_ssize_t rows, const double *bias, bint hidden,
-                   bint tanh) noexcept nogil:
-    """z (rows, 8) overwritten with z + bias, and on a hidden layer with its tanh or ReLU; NaN stays NaN."""
-    cdef Py_ssize_t n
-    cdef v8 b = v8_load(bias), zero = v8_set(0.0)
-    if not hidden:
-        for n in range(rows):
-            v8_store(z + n * ld, v8_add(v8_load(z + n * ld), b))
-    elif tanh:
-        for n in range(rows):
-            v8_store(z + n * ld, v8_tanh(v8_add(v8_load(z + n * ld), b)))
-    else:
-        for n in range(rows):
-            v8_store(z + n * ld, v8_max(zero, v8_add(v8_load(z + n * ld), b)))
-
-
-cdef void activate_backward(const double *a, double *dz, Py_ssize_t ld, Py_ssize_t rows, bint tanh) noexcept nogil:
-    """dz (rows, 8) overwritten with dz times the derivative of the activation that gave a."""
-    cdef Py_ssize_t n
-    cdef v8 zero = v8_set(0.0), one = v8_set(1.0), x
-    if tanh:
-        for n in range(rows):
-            x = v8_load(a + n * ld)
-            v8_store(dz + n * ld, v8_mul(v8_load(dz + n * ld), v8_sub(one, v8_mul(x, x))))
-    else:
-        for n in range(rows):
-            v8_store(dz + n * ld, v8_where_less(zero, v8_load(a + n * ld), v8_load(dz + n * ld), zero))
-
-
 cdef void squared_error(const double *z, Py_ssize_t ld, const double *targets, Py_ssize_t rows, Py_ssize_t n_out,
                         double *difference, double *losses) noexcept nogil:
     """difference (rows, ld) = z - targets, and losses (rows,) its mean square over the n_out outputs."""
@@ -64,7 +35,8 @@ cdef void squared_error(const double *z, Py_ssize_t ld, const double *targets, P
 
 cdef class MLP(ArrayModel):
     cdef readonly Py_ssize_t depth      # layers, hidden ones and the last
-    cdef bint tanh, cross_entropy
+    cdef int activation                 # between the layers
+    cdef bint cross_entropy
     cdef Buffer layer_memory
     cdef Linear *layers                  # (depth,)
     cdef double *exp                    # (P, n_out, 8) with cross-entropy: logits, then exp, then dlogits
@@ -79,15 +51,17 @@ cdef class MLP(ArrayModel):
             tensors[f"layer{i}.bias"] = (widths[i + 1],)
         return tensors
 
-    def __init__(self, params, grads, widths, bint tanh, bint cross_entropy):
+    def __init__(self, params, grads, widths, int activation, bint cross_entropy):
         cdef dict places
         cdef Linear *layer
         cdef Py_ssize_t i
         Model.__init__(self, kernels, params, grads)
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(f"widths = {widths}: at least the inputs and the outputs, each 1 or more")
+        if not 0 <= activation < len(ACTIVATIONS):
+            raise ValueError(f"activation = {activation} is outside [0, {len(ACTIVATIONS)})")
         places = self.places(MLP.tensors(widths))
-        self.tanh, self.cross_entropy = tanh, cross_entropy
+        self.activation, self.cross_entropy = activation, cross_entropy
         self.depth = len(widths) - 1
         self.layer_memory = Buffer()
         self.layers = <Linear *>self.layer_memory.array(self.depth, sizeof(Linear))
@@ -197,7 +171,10 @@ cdef class MLP(ArrayModel):
             for j in range(0, layer.n_out, 8):
                 panel = layer.panels + j * (layer.n_in + 1)
                 matmul(rows, 8, layer.n_in, a, lda, 1, 8, panel, 8, z + j, layer.ld, False)
-                activate(z + j, layer.ld, rows, panel + 8 * layer.n_in, i < self.depth - 1, self.tanh)
+                if i < self.depth - 1:
+                    add_bias_and_activate(self.activation, z + j, layer.ld, rows, panel + 8 * layer.n_in)
+                else:
+                    add_bias(z + j, layer.ld, rows, panel + 8 * layer.n_in)
             a, lda = z, layer.ld
         if not score:
             return
@@ -251,7 +228,7 @@ cdef class MLP(ArrayModel):
                 dz = before.dz + first * before.ld + j
                 matmul(last - first, 8, layer.n_out, layer.dz + first * layer.ld, layer.ld, 1, 8,
                        layer.weight_rows + j, padded(layer.n_in), dz, before.ld, False)
-                activate_backward(before.z + first * before.ld + j, dz, before.ld, last - first, self.tanh)
+                activation_backward_rows(self.activation, dz, before.z + first * before.ld + j, before.ld, last - first)
 
     cdef void backward_weights(self, int part, int parts) noexcept nogil:
         """What all rows, in order, add to the gradient of one part of each layer's outputs."""

@@ -51,19 +51,3 @@ cdef void panel_dot(const double *x, const double *y, Py_ssize_t D, double *sums
     for d in range(D):
         a = v8_fma(v8_load(x + 8 * d), v8_load(y + 8 * d), a)
     v8_store(sums, a)
-
-
-cdef void relu_forward(double *h, Py_ssize_t D) noexcept nogil:
-    """h (D, 8) = max(h, 0) in place; NaN stays NaN."""
-    cdef Py_ssize_t d
-    cdef v8 zero = v8_set(0.0)
-    for d in range(D):
-        v8_store(h + 8 * d, v8_max(zero, v8_load(h + 8 * d)))
-
-
-cdef void relu_backward(double *dh, const double *h, Py_ssize_t D) noexcept nogil:
-    """dh (D, 8) zeroed where h = relu(...) is not above 0."""
-    cdef Py_ssize_t d
-    cdef v8 zero = v8_set(0.0)
-    for d in range(D):
-        v8_store(dh + 8 * d, v8_where_less(zero, v8_load(h + 8 * d), v8_load(dh + 8 * d), zero))

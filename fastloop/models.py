@@ -490,7 +490,7 @@ class MLP(Model):
         self.widths = [whole(f"widths[{i}]", width) for i, width in enumerate(widths)]
         if len(self.widths) < 2:
             raise ValueError(f"widths = {self.widths}: at least two are needed, what goes in and what comes out")
-        self.activation = choice("activation", activation, "relu", "tanh")
+        self.activation = choice("activation", activation, *_core.variant.ACTIVATIONS)
         self.loss = choice("loss", loss, "mse", "cross_entropy")
         if loss == "cross_entropy" and self.widths[-1] < 2:
             raise ValueError(f"widths[-1] = {self.widths[-1]}: cross-entropy needs at least 2 classes")
@@ -505,7 +505,8 @@ class MLP(Model):
 
     def make_core(self) -> _core.variant.MLP:
         return _core.variant.MLP(
-            self.params.flat, self.grads.flat, self.widths, self.activation == "tanh", self.loss == "cross_entropy"
+            self.params.flat, self.grads.flat,
+            self.widths, _core.variant.ACTIVATIONS.index(self.activation), self.loss == "cross_entropy",
         )
 
     @property

@@ -109,7 +109,7 @@ CSRC = [
     # RMSNorm and ReLU
     ("pointwise.pxi", "RMSNORM_EPS = 1e-5", "RMSNORM_EPS = 1.1e-5"),
     ("pointwise.pxi", "a = v8_fma(x0, x0, a)\n    v8_store(scale", "pass\n    v8_store(scale"),
-    ("pointwise.pxi", "v8_where_less(zero, v8_load(h + 8 * d), v8_load(dh + 8 * d), zero)", "v8_load(dh + 8 * d)"),
+    ("activation.pxi", "v8_where_less(v8_set(0.0), y, dy, v8_set(0.0))", "dy"),
     # the GPT
     ("gpt.pxi", "            if l == 0:", "            if l == 1:"),
     ("gpt.pxi", "self.dout, self.din = self.din, self.dout", "pass"),
@@ -121,10 +121,10 @@ CSRC = [
     ("gpt.pxi", "P * i // threads, P * (i + 1) // threads, False)",
      "P * i // threads, min(P * (i + 1) // threads + 1, P), False)"),
     # the MLP
-    ("mlp.pxi", "v8_sub(one, v8_mul(x, x))", "v8_sub(one, x)"),
-    ("mlp.pxi", "i < self.depth - 1, self.tanh)", "i < self.depth, self.tanh)"),
+    ("activation.pxi", "v8_sub(v8_set(1.0), v8_mul(y, y))", "v8_sub(v8_set(1.0), y)"),
+    ("mlp.pxi", "if i < self.depth - 1:", "if i < self.depth:"),
     ("mlp.pxi", "8 * (tiles(n, 8) * part // parts)", "8 * (n // 8 * part // parts)"),
-    ("mlp.pxi", "v8_max(zero, v8_add(v8_load(z + n * ld), b))", "v8_max(v8_add(v8_load(z + n * ld), b), zero)"),
+    ("activation.pxi", "v8_max(v8_set(0.0), x)", "v8_max(x, v8_set(0.0))"),
     ("mlp.pxi", "outputs * 8)\n            if i > 0", "outputs * 8 - 8)\n            if i > 0"),
     # the loop: clipping, what is not finite, accumulation, zeroing
     ("loop.pxi", "if self.optimizer is None:", "if False:"),

@@ -4,6 +4,8 @@ from .._types import Floats, Ints
 from .core import *  # noqa: F403
 from .core import ArrayModel, Kernels, LanguageModel, Optimizer
 
+ACTIVATIONS: tuple[str, ...]
+
 def embedding_forward(
     inputs: Ints,               # const int64_t[::1] (N,)
     positions: Ints,            # const int64_t[::1] (N,)
@@ -61,6 +63,13 @@ def grad_norm(
 
 class EngineKernels(Kernels): ...
 
+# One layer alone, for tests/test_layers.py: rows (N, D), given by their addresses.
+def one_activation(kind: str, N: int, D: int, x: int, y: int, dy: int, dx: int) -> None: ...
+def one_rmsnorm(N: int, D: int, x: int, y: int, dy: int, dx: int) -> None: ...
+def one_linear(
+    N: int, D: int, out: int, pack: bool, W: int, x: int, y: int, dy: int, dx: int, dW: int
+) -> None: ...
+
 class EmbeddingAndHead(LanguageModel):
     def __init__(
         self,
@@ -110,7 +119,7 @@ class MLP(ArrayModel):
         params: Floats,         # const double[::1] (size,)
         grads: Floats,          # double[::1], as long
         widths: list[int],
-        tanh: bool,
+        activation: int,        # its place in ACTIVATIONS
         cross_entropy: bool,
     ) -> None: ...
     @property
