@@ -1,5 +1,5 @@
-# The activations: each is its formula on one v8 and that of its derivative, for the panels of a transformer and the rows
-# of an MLP alike.
+# The activations: each is its formula on one v8 and that of its derivative, for the panels of a transformer and the
+# rows of an MLP alike.
 
 cdef enum:              # in the order of ACTIVATIONS
     RELU
@@ -52,7 +52,8 @@ cdef void add_bias_and_activate(int kind, double *z, Py_ssize_t ld, Py_ssize_t r
         v8_store(z + n * ld, activation(kind, v8_add(v8_load(z + n * ld), b)))
 
 
-cdef void activation_backward_rows(int kind, double *dz, const double *a, Py_ssize_t ld, Py_ssize_t rows) noexcept nogil:
+cdef void activation_backward_rows(int kind, double *dz, const double *a, Py_ssize_t ld,
+                                   Py_ssize_t rows) noexcept nogil:
     """dz (rows, 8) overwritten with dz times the derivative of the activation that gave a (rows, 8)."""
     cdef Py_ssize_t n
     for n in range(rows):

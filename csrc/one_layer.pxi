@@ -46,9 +46,9 @@ def one_rmsnorm(Py_ssize_t N, Py_ssize_t D, size_t x, size_t y, size_t dy, size_
     to_rows(grads, dx, N, D)
 
 
-def one_linear(Py_ssize_t N, Py_ssize_t D, Py_ssize_t out, bint pack, size_t W, size_t x, size_t y, size_t dy, size_t dx,
-               size_t dW):
-    """y (N, out), dx (N, D) and dW (out, D) of W (out, D), x (N, D) and dy (N, out); `pack`: the weights are packed."""
+def one_linear(Py_ssize_t N, Py_ssize_t D, Py_ssize_t out, bint pack, size_t W, size_t x, size_t y, size_t dy,
+               size_t dx, size_t dW):
+    """y (N, out), dx (N, D) and dW (out, D) of W (out, D), x (N, D) and dy (N, out); `pack`: W is packed for dx."""
     cdef Buffer x_memory = Buffer(), y_memory = Buffer(), work = Buffer()
     cdef double *panels = NULL
     cdef double *grads = NULL

@@ -436,6 +436,7 @@ FIRST = {
     "norm": "kernels optim numerics", "cross_entropy": f"kernels {MODELS}", "embedding": "kernels",
     "matmul": f"kernels {MODELS}", "logits": "kernels",
     "head": MODELS, "linear": "gpt", "attention": "gpt", "pointwise": "gpt", "gpt": "gpt", "mlp": "mlp",
+    "activation": "layers mlp gpt", "arena": "core",
     "loop": "core trainer mlp optim one_at_a_time finite", "tokens": "core data gpt trainer copies",
     "arrays": "core mlp trainer copies one_at_a_time", "memory": "core gpt one_at_a_time config",
     "threads": "config trainer", "model": "one_at_a_time",
