@@ -436,7 +436,8 @@ class Trainer:
 
         data, validation: those that fit was given, but a share may be left out, since the run knows it.  The outcome
         has the same bits as a run without the break.
-        Raises CheckpointError where there is nothing to go on with, or the data are others.
+        Raises CheckpointError where there is nothing to go on with, or the data are others; OrderError where a step by
+        hand has been taken since.
         """
         self._between_steps("resume()")
         self._check_settings()
