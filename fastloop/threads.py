@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ._types import Whole
 
 MAX_THREADS = 1024
-_num_threads = 1        # until they are counted, below
-
 _num_threads: int       # the setting
 
 
