@@ -79,6 +79,7 @@ class BuildExt(build_ext):
             self.extensions,
             build_dir="build/cython",
             force=True,
+            nthreads=os.cpu_count(),
             include_path=["csrc", "."],      # the latter for fastloop/_core/core.pxd
             compiler_directives={
                 "language_level": 3,
@@ -153,7 +154,9 @@ def extension(name, flags):
     )
 
 
-setup(
-    ext_modules=[extension(name, flags) for name, flags in {"core": ["-O2"], "cpu": [], **VARIANTS}.items()],
-    cmdclass={"build_ext": BuildExt},
-)
+if __name__ == "__main__":      # where a process that translates is started afresh, it reads this file again
+    setup(
+        # core holds no loop worth more than -O1.  Those that take longest come first: some are compiled side by side.
+        ext_modules=[extension(name, flags) for name, flags in {**VARIANTS, "core": ["-O1"], "cpu": []}.items()],
+        cmdclass={"build_ext": BuildExt},
+    )
