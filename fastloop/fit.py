@@ -7,8 +7,6 @@ random state to keep.
 
 from __future__ import annotations
 
-# The C half of signal: its Python half looks up each handler's name, which took a quarter of a fit of one step.
-import _signal  # type: ignore[import-not-found]
 import signal
 import threading
 import time
@@ -423,7 +421,7 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self.seen, self.previous, self.listens = False, _signal.getsignal(signal.SIGINT), False
+        self.seen, self.previous, self.listens = False, signal.getsignal(signal.SIGINT), False
         main = threading.current_thread() is threading.main_thread()
         self.due = main and self.previous != signal.SIG_IGN     # there is what to listen to, and then to give back
 
@@ -431,7 +429,7 @@ class Interrupt:
         if self.due and not self.listens:
             self.listens = True
             try:
-                _signal.signal(signal.SIGINT, self.note)
+                signal.signal(signal.SIGINT, self.note)
             except BaseException:       # from another signal's handler: __exit__ will not be called
                 self.__exit__()
                 raise
@@ -443,5 +441,5 @@ class Interrupt:
 
     def __exit__(self, *exception: object) -> None:
         if self.due:
-            _signal.signal(signal.SIGINT, self.previous)
+            signal.signal(signal.SIGINT, self.previous)
             self.due = False

@@ -404,7 +404,7 @@ FAULTS = [
     ("resume", "fastloop/codec.py", 'fit.best_params = take_array(', 'take_array('),
     ("resume", "fastloop/sampler.py", "self.seed, block]", "self.seed, block, id(self)]"),
     ("signals", "fastloop/fit.py", "CHUNK_SECONDS = 0.04", "CHUNK_SECONDS = 40.0"),
-    ("signals", "fastloop/fit.py", "_signal.signal(signal.SIGINT, self.note)", "pass"),
+    ("signals", "fastloop/fit.py", "signal.signal(signal.SIGINT, self.note)", "pass"),
     ("threads", "fastloop/threads.py", "    set_num_threads(1)\n    _stuck", "    _stuck"),
     ("threads", "csrc/head.pxi", "for c in range(chunks - 1):",
      "for c in range(min(self.head_threads(), chunks) - 1):"),
