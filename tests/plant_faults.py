@@ -3,7 +3,7 @@
     python tests/plant_faults.py [--only csrc|fastloop|faults] [--match TEXT] [--quick] [--jobs N]
 
 Each fault is planted in a temporary copy of the tree: an old text, which must stand in its file exactly once, becomes a
-new one.  A fault in csrc/ is built for one instruction set (about 8 s).  Then the tests of tests/test_*.py run, those
+new one.  A fault in csrc/ is built for one instruction set.  Then the tests of tests/test_*.py run, those
 most likely to notice first, until one fails; a fault that only another instruction set has meets the tests of kernels
 and models alone, and a third list of faults the one test in tests/faults/ that was written against its kind.
 The sound tree must pass first, or nothing that follows would mean anything.
