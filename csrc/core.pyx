@@ -20,11 +20,11 @@ cdef object crc32, get_ident        # no names of the module: what has one is in
 from _thread import get_ident
 from zlib import crc32
 
-include "arena.pxi"
-include "memory.pxi"
+include "base/arena.pxi"
+include "base/threads.pxi"
 include "kernels.pxi"
-include "optimizer.pxi"
-include "tokens.pxi"
-include "arrays.pxi"
-include "model.pxi"
-include "loop.pxi"
+include "data/tokens.pxi"
+include "data/arrays.pxi"
+include "models/model.pxi"
+include "step/optimizer.pxi"
+include "step/loop.pxi"

@@ -2,7 +2,7 @@
 # else does (setup.py).
 #
 # How the work is laid out.  Activations live in *panels* of eight tokens: x[panel][feature][token], so that one
-# v8 (simd.h) holds one feature of eight tokens.  A softmax over the vocabulary then needs no sum across
+# v8 (base/simd.h) holds one feature of eight tokens.  A softmax over the vocabulary then needs no sum across
 # lanes, a matrix product reads its right-hand side in the order of memory, and a document of up to eight
 # tokens is a single panel.  Lanes past the last token hold zeros.  What is multiplied token by token
 # into a weight gradient also exists in rows, x[token][feature], each row padded to whole v8s.
@@ -24,21 +24,21 @@ from fastloop._core.core cimport (
     tiles, times, weighted_sum,
 )
 
-include "simd.pxi"
-include "matmul.pxi"
-include "embedding.pxi"
-include "linear.pxi"
-include "logits.pxi"
-include "cross_entropy.pxi"
-include "norm.pxi"
-include "adam.pxi"
-include "sgd.pxi"
+include "base/simd.pxi"
+include "base/matmul.pxi"
+include "layers/embedding.pxi"
+include "layers/linear.pxi"
+include "layers/activation.pxi"
+include "layers/rmsnorm.pxi"
+include "layers/attention.pxi"
+include "layers/logits.pxi"
+include "layers/cross_entropy.pxi"
 include "engine_kernels.pxi"
-include "head.pxi"
-include "bigram.pxi"
-include "pointwise.pxi"
-include "activation.pxi"
-include "attention.pxi"
-include "gpt.pxi"
-include "mlp.pxi"
+include "models/language.pxi"
+include "models/bigram.pxi"
+include "models/gpt.pxi"
+include "models/mlp.pxi"
+include "step/norm.pxi"
+include "step/adam.pxi"
+include "step/sgd.pxi"
 include "one_layer.pxi"

@@ -1,6 +1,6 @@
 """How many threads a step may take, by the process's setting, and how many a fit's chunks do.
 
-What a thread then does is compiled (csrc/threads.h); nothing here looks at a model or at data.
+What a thread then does is compiled (csrc/base/threads.h); nothing here looks at a model or at data.
 """
 
 from __future__ import annotations

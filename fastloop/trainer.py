@@ -1,6 +1,6 @@
 """The five moves of a training step, and fit, which runs many.
 
-Both go through the same compiled functions (csrc/loop.pxi), so they give the same bits.  What lives here is the order
+Both go through the same compiled functions (csrc/step/loop.pxi), so they give the same bits.  What lives here is the order
 of the moves and the guard against divergence.  Not here: a fit's loop around the compiled chunks (fit.py), what a
 checkpoint holds (codec.py).
 """

@@ -1,4 +1,4 @@
-"""Line coverage of the kernels (csrc/*.pxi, simd.h) and of the Python modules by the tests.
+"""Line coverage of the kernels (csrc/) and of the Python modules by the tests.
 
     python tests/line_coverage.py [--isa NAME] [pytest arguments]
 
@@ -49,10 +49,9 @@ def kernel_counts(tree, variant):
             raise RuntimeError(out)
         origin = source_lines(tree / f"{module}.c")
         for file in json.loads(out[out.index("{"):])["files"]:
-            name = Path(file["file"]).name
             for line in file["lines"]:
                 number = line["line_number"]
-                place = origin.get(number) if name == f"{module}.c" else (f"csrc/{name}", number)
+                place = origin.get(number) if file["file"] == f"{module}.c" else (file["file"], number)
                 if place and (tree / place[0]).exists():
                     counts[place[0]][place[1]] += line["count"]
     return counts

@@ -17,7 +17,7 @@ cdef object not_copied(made):
 cdef Py_ssize_t work_per_thread = 2000000
 
 
-cdef extern from "threads.h":
+cdef extern from "base/threads.h":
     const bint FL_OPENMP
     int fl_max_threads, fl_own_threads, fl_ready
     int FL_LOAD(int x) nogil

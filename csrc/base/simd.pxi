@@ -1,6 +1,6 @@
-# The names of simd.h.
+# The names of simd.h, for Cython.
 
-cdef extern from "simd.h" nogil:
+cdef extern from "base/simd.h" nogil:
     ctypedef struct v8:
         pass
     enum:
