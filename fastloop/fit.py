@@ -1,4 +1,4 @@
-"""A fit: what it was asked for, how far it is, and its loop around the compiled chunks.
+"""A fit: what it was asked for, how far it has come, and its loop around the compiled chunks.
 
 Not here: the moves and their order (trainer.py), which examples a step takes (sampler.py), how many threads a chunk
 (threads.py), what a checkpoint holds (codec.py).  Which examples a step takes is a function of the step, so there is no
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from .threads import Pace
     from .trainer import Trainer
 
-# Compiled code answers Ctrl-C between chunks: one should take about this long, and at first be a guess.
+# Ctrl-C is answered between chunks, so one should take about this long; the length of the first is a guess.
 CHUNK_SECONDS = 0.04
 FIRST_CHUNK_WORK = 2_000_000    # parameters times examples
-STEP_WORK = 200                 # a step of the smallest model, in the same unit: its learning rate and its record
+STEP_WORK = 200                 # what each step costs beside, in the same unit: its learning rate, its record
 
 LOG_EVERY = 100                 # steps, where nothing else is said
 METHODS = ("on_start", "on_step", "on_chunk", "on_log", "on_evaluate", "on_end")    # of a callback
 
 
-# What checks each argument that says what a fit is; and which of them may be None.
+# The check of each argument of Asked; and which of them may be None.
 CHECKS: dict[str, tuple[Any, ...]] = {
     "steps": (whole,), "epochs": (whole,), "eval_every": (whole,), "patience": (whole,), "batch_size": (whole,),
     "seed": (whole, 0, MOST_SEED), "min_delta": (number, 0.0), "restore_best": (flag,), "tol": (number, 0.0),
@@ -51,7 +51,7 @@ OPTIONAL = {"steps", "epochs", "eval_every", "patience", "tol", "shuffle"}
 
 @dataclass(frozen=True)
 class Asked:
-    """The arguments of Trainer.fit that say what the fit is, checked before any data is looked at."""
+    """The arguments of Trainer.fit that say what the fit is, checked before any data is read."""
 
     steps: int | None
     epochs: int | None
@@ -73,7 +73,7 @@ class Asked:
             raise ValueError(f"steps = {self.steps} and epochs = {self.epochs}: say one of them")
 
     def settings(self, data: Any, accumulate: int, held_out: float | None) -> Settings:
-        """What it comes to with these compiled data, a step of `accumulate` batches, and that share set aside."""
+        """The settings for these compiled data, `accumulate` batches a step, and the share `held_out` set aside."""
         if data.windows and (self.shuffle is False or self.epochs is not None):
             raise ValueError("windows of a text are drawn at random: say steps, and leave shuffle out")
         per_epoch = -(-data.n_examples // (self.batch_size * accumulate))
@@ -90,7 +90,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a fit does, as a checkpoint keeps it; each value is of its kind, as Asked and codec.py see to."""
+    """What a fit does, as a checkpoint stores it; Asked and codec.py have checked the type of each value."""
 
     steps: int                  # in all
     n_examples: int
@@ -98,14 +98,14 @@ class Settings:
     accumulate: int             # forward passes a step
     order: str                  # of the examples, and from which seed; see Sampler
     seed: int
-    epochs: bool                # whether each ends with the batch that is left over
+    epochs: bool                # whether the last batch of each may be smaller
     eval_every: int             # steps
     patience: int | None        # evaluations
     min_delta: float
     restore_best: bool
     tol: float | None
     fingerprint: int            # of the data
-    held_out: float | None      # the share of the data that validation was given as
+    held_out: float | None      # the share of the data, where validation is one
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -120,14 +120,15 @@ class Settings:
 
 
 class Fit:
-    """A fit: its settings, and how far it is.  A trainer keeps its last one for resume, and so does a checkpoint."""
+    """A fit: its settings, and how far it has come.  A trainer keeps its last one for resume, and so does a
+    checkpoint."""
 
     settings: Settings
     start: int                          # the trainer's step count when the fit began
     best_loss: float | None             # the lowest loss evaluated, and after which step of the fit
     best_step: int | None
     best_params: Floats | None          # a copy, where restore_best asks for it
-    stale: int                          # evaluations since
+    stale: int                          # evaluations since the best
     validation_fingerprint: int | None  # of the validation data, where there are any
     history: History
     stopping: str | None                # why it is to end after this step
@@ -144,7 +145,7 @@ class Fit:
         self.settings = replace(self.settings, steps=steps)
 
     def look(self, loss: float, done: int, params: Floats) -> bool:
-        """Note the loss of an evaluation; whether it is the best so far."""
+        """Record the loss of an evaluation; returns whether it is the best so far."""
         settings = self.settings
         self.history.evaluations.append((done, loss))
         better = loss < (inf if self.best_loss is None else self.best_loss - settings.min_delta)    # NaN never is
@@ -188,14 +189,14 @@ class Watch(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Steps for one compiled call, and what was before it."""
+    """The steps of one compiled call, and the state before it."""
 
     n_steps: int
     threads: int
     factors: list[Any]      # what the schedule gave
     indices: Array          # of the examples, and where each micro-batch begins in them
     splits: Array
-    loss: Floats            # these lie in the history, and count once they are taken
+    loss: Floats            # views of the history, which count once the steps are taken
     lr: Floats
     norm: Floats
     clipped: Array
@@ -208,10 +209,10 @@ class Chunk(NamedTuple):
 
 
 class Session:
-    """A fit at work, in one call of fit or resume: the trainer and the data, and the loop over chunks.
+    """A running fit, in one call of fit or resume: the trainer and the data, and the loop over chunks.
 
-    A chunk is planned up to the next pause, taken in one compiled call, recorded, and then there is a pause: to
-    evaluate, to stop, for callbacks and to save.
+    A chunk is planned up to the next pause, taken in one compiled call, and recorded.  A pause evaluates, stops, calls
+    callbacks and saves, as is due.
 
     Raises CheckpointError where these are not the data that the fit began with.
     """
@@ -258,7 +259,7 @@ class Session:
         with Ending(self):
             for on_start in watch.methods("on_start"):
                 on_start(trainer)
-            # Twice: where a signal's handler raises as the one ends, there is the other.
+            # Entered twice: where a signal handler raises as the inner one ends, the outer one still does.
             with Interrupt() as interrupt, interrupt, self.pace:
                 while (done := trainer.steps - self.start) < self.steps and fit.stopping is None:
                     chunk = self.plan(done)
@@ -292,7 +293,7 @@ class Session:
         )
 
     def take(self, chunk: Chunk) -> int:
-        """Take its steps, and record them; returns how many there are.  Raises DivergenceError where not all."""
+        """Take a chunk's steps and record them; returns how many.  Raises DivergenceError where not all were taken."""
         try:
             self.run(
                 self.batch, chunk.indices, chunk.splits, self.accumulate, chunk.lr, self.clip_norm, chunk.loss,
@@ -301,7 +302,7 @@ class Session:
             now = time.perf_counter()
             self.record(chunk, now)
         except BaseException:
-            # The handler of a signal may raise as compiled code comes back, or in the midst of the record.
+            # A signal handler may raise as compiled code returns, or in the middle of record.
             self.record(chunk, time.perf_counter())
             raise
         count, history = chunk.n_steps, self.history
@@ -317,7 +318,7 @@ class Session:
         return taken
 
     def record(self, chunk: Chunk, now: float) -> None:
-        """Count the steps that the compiled call took in the history, unless that is done."""
+        """Enter the steps that the compiled call took into the history, unless that is done already."""
         taken, history = self.trainer.steps - chunk.steps, self.history
         if taken and len(history) == chunk.rows:
             before, each = chunk.began - self.began, (now - chunk.began) / chunk.n_steps
@@ -333,7 +334,7 @@ class Session:
             self.evaluate(done)
         if settings.tol and done % self.sampler.steps_per_epoch == 0 and fit.converged(self.sampler.steps_per_epoch):
             trainer.stop("converged")
-        # From here on the step is complete: what a callback saves goes on to the same bits.
+        # From here on the step is complete: a run resumed from what a callback saves is bitwise identical.
         for on_step in self.on_step:
             on_step(trainer)
         if interrupt.seen:
@@ -349,7 +350,7 @@ class Session:
             trainer.save(watch.save)
 
     def evaluate(self, done: int) -> None:
-        """Evaluate, save what is the best so far, and stop where patience is at its end."""
+        """Evaluate, save the best so far, and stop where patience has run out."""
         fit, trainer, patience = self.fit, self.trainer, self.fit.settings.patience
         loss = trainer.evaluate(self.validation)
         if fit.look(loss, done, trainer.model.params.flat) and self.watch.save:
@@ -360,7 +361,7 @@ class Session:
             on_evaluate(trainer, done, loss)
 
     def warn(self) -> None:
-        """Say so where no step could move anything, at the line that called fit or resume."""
+        """Warn, at the line that called fit or resume, where the learning rate was 0 at every step."""
         history = self.history
         if len(history) and not history.lr.any():
             warnings.warn(
@@ -370,7 +371,7 @@ class Session:
 
 
 def what_to_do(trainer: Trainer, start: int) -> str:
-    """Against a learning rate of 0."""
+    """Advice against a learning rate of 0."""
     if trainer.optimizer.lr == 0.0:
         return "the optimizer's lr is 0"
     return (
@@ -394,7 +395,7 @@ def check_callbacks(callbacks: Any) -> None:
 
 
 class Ending:
-    """Calls on_end whichever way a fit ends; what a callback raises then does not hide what ended the fit."""
+    """Calls on_end whichever way a fit ends; an exception in on_end does not hide the one that ended the fit."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -423,7 +424,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.seen, self.previous, self.listens = False, signal.getsignal(signal.SIGINT), False
         main = threading.current_thread() is threading.main_thread()
-        self.due = main and self.previous != signal.SIG_IGN     # there is what to listen to, and then to give back
+        self.due = main and self.previous != signal.SIG_IGN     # to be handled here, and restored after
 
     def __enter__(self) -> Interrupt:
         if self.due and not self.listens:

@@ -32,8 +32,8 @@ MOST_STD = 1e300        # with more, a draw could be infinite
 class Model:
     """What every model offers: `params` and `grads` (Params), `config`, and its compiled passes.
 
-    shapes: dict of name -> shape.  Every tensor starts normal with standard deviation init_std, drawn in the order of
-    memory from numpy.random.default_rng(seed).
+    shapes: dict of name -> shape.  Every tensor begins normally distributed with standard deviation init_std, drawn in
+    the order of memory from numpy.random.default_rng(seed).
     """
 
     config_names: ClassVar[tuple[str, ...]]     # the arguments that say the model's shape, which are attributes too
@@ -66,10 +66,10 @@ class Model:
 
     def _wire(self) -> None:
         self.gate = _core.variant.Gate()
-        self._spare: list[Any] = []     # what stepper made and nobody uses now
+        self._spare: list[Any] = []     # steppers that no call is using
 
     def __copy__(self) -> Self:
-        return copy.deepcopy(self)      # half a copy would train the original
+        return copy.deepcopy(self)      # a shallow copy would train the original
 
     @property
     def num_params(self) -> int:
@@ -96,7 +96,7 @@ class Model:
         raise NotImplementedError
 
     def hold_out(self, data: Any, y: ArrayLike | None, share: float, seed: int) -> tuple[tuple[Any, Any], Any]:
-        """(data, y) to train on and data for validation: a share of them set aside, at random but for a text."""
+        """(data, y) to train on and data for validation: a share set aside, at random or, of a text, its end."""
         raise NotImplementedError
 
     def make_batch(self, data: Any) -> _core.variant.TokenBatch | _core.variant.ArrayBatch:
@@ -183,7 +183,7 @@ class LanguageModel(Model):
             sizes = {name: int(metadata[name]) for name in cls.config_names}
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path}: its metadata do not give the sizes of a {cls.__name__} ({error!r})") from error
-        # Before memory is asked for, what the metadata say must be what is there.
+        # Before memory is allocated, the sizes of the metadata must be those of the tensors.
         V, D, T = sizes["vocab_size"], sizes["n_embd"], sizes["block_size"]
         found = shapes.get("wte"), shapes.get("wpe"), len(shapes)
         if found[:2] != ([V, D], [T, D]) or sizes.get("n_layer", 0) > found[2]:
@@ -233,7 +233,7 @@ class LanguageModel(Model):
         if array.ndim != 1 or not 1 <= len(array) <= self.block_size:
             raise ValueError(f"ids has shape {array.shape}, expected (t,) with t from 1 to {self.block_size}")
         check_ids("ids", array, self.vocab_size)
-        # The pass asks for a token to predict after the last; which makes no difference to the logits.
+        # The pass needs a target after the last token; which one makes no difference to the logits.
         return _core.variant.TokenData(np.append(array, 0).astype(np.int32), np.array([0, len(array)]), self.block_size)
 
     def _logits_of(self, data: _core.variant.TokenData) -> list[Floats]:
@@ -261,8 +261,8 @@ class LanguageModel(Model):
         prompt: how every document begins.  seed: of a random stream of its own (None: a new one each call); the first
         documents are the same whatever n.
 
-        length: for a model that learnt a text in windows, the tokens to add to the prompt (without one, to a line end).
-        There is no BOS then, and where the window is full the model goes on from its second half.
+        length: for a model trained on one text, how many tokens to add to the prompt (without one, to a line end).  No
+        BOS is drawn then, and when the window is full its second half becomes the context that goes on.
 
         Raises FloatingPointError where the logits are not finite, as those of a model that diverged.
         """
@@ -284,7 +284,7 @@ class LanguageModel(Model):
             count = whole("length", length)
         rng = np.random.default_rng(seed)
         try:
-            next_logits = self._spare.pop()     # one call, so no two threads get the same
+            next_logits = self._spare.pop()     # atomic, so no two threads get the same one
         except IndexError:
             next_logits = self.stepper()
         texts = []
@@ -300,13 +300,13 @@ class LanguageModel(Model):
         self, next_logits: Callable[[Ints, int], Floats], begin: list[int], u: Floats, tokenizer: Tokenizer,
         stream: bool, temperature: float, top_k: int | None, top_p: float | None,
     ) -> list[Ints]:
-        """The ids that the uniform numbers u (B, count) choose after `begin`, for each of B documents; up to its BOS,
-        or, of a stream, all."""
+        """The ids that the uniform numbers u (B, count) choose after `begin`, for each of B documents: all of them for
+        a stream, else those before BOS."""
         B, count = u.shape
         drawn = np.tile(np.array(begin, np.int64)[:, None], (1, B))
         drawn = np.concatenate([drawn, np.empty((count, B), np.int64)])
-        first = max(0, len(begin) - self.block_size)    # what stands at position 0
-        read = first                                    # so many has the model seen
+        first = max(0, len(begin) - self.block_size)    # index of the token at position 0
+        read = first                                    # how many tokens the model has seen
         ends = np.full(B, count)
         for k in range(count):
             at = len(begin) + k
@@ -326,18 +326,19 @@ class LanguageModel(Model):
         return [drawn[len(begin) : len(begin) + end, b] for b, end in enumerate(ends)]
 
     def stepper(self) -> Callable[[Ints, int], Floats]:
-        """A function next_logits(tokens, position), with whatever state it has to itself.
+        """A function next_logits(tokens, position), with its own state, such as a cache.
 
-        It returns the logits (B, V) after `tokens` (B,) of up to SIDE_BY_SIDE documents, all at `position`, good until
-        its next call.  It is called for positions 0, 1, ... in turn.  A row's bits do not depend on the others.
+        It returns the logits (B, V) after `tokens` (B,), one of each of up to SIDE_BY_SIDE documents, all at
+        `position`; they are valid until its next call.  It is called for positions 0, 1, ... in turn.  A row is bitwise
+        the same whatever the others are.
         """
         raise NotImplementedError
 
 
-# What underflows here to 0 or overflows to -inf is meant to, whatever np.seterr says.
+# Underflow to 0 and overflow to -inf are intended here, whatever np.seterr says.
 @np.errstate(over="ignore", under="ignore")
 def softmax(logits: Floats) -> Floats:
-    """The probabilities (N, classes) that logits (N, classes) stand for."""
+    """The softmax of logits (N, classes), row by row."""
     largest = logits.max(axis=1, keepdims=True)
     if not np.isfinite(largest).all():
         raise FloatingPointError("the model's logits are not finite: there are no probabilities to give")
@@ -367,7 +368,7 @@ def sample(
 
 
 def sample_from(weights: Floats, u: Floats) -> Ints:
-    """For each row of weights (B, V) the first place where their running sum exceeds its share u (B,) of the whole."""
+    """For each row of weights (B, V) the first index whose cumulative sum exceeds u (B,) times the row's sum."""
     cumulative = weights.cumsum(axis=1)
     return np.minimum((cumulative <= u[:, None] * cumulative[:, -1:]).sum(axis=1), weights.shape[1] - 1)
 
@@ -403,7 +404,7 @@ class BigramLM(LanguageModel):
         def next_logits(tokens: Ints, position: int) -> Floats:
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):      # `sample` checks
                 x = wte[tokens] + wpe[position]
-                return (lm_head @ x[:, :, None])[:, :, 0]   # a product for each row, apart from the others
+                return (lm_head @ x[:, :, None])[:, :, 0]   # a product for each row alone
 
         return next_logits
 
@@ -459,7 +460,7 @@ class MLP(Model):
 
         a = X;  for each layer:  a = activation(a weight^T + bias), the last one without the activation
 
-    widths: values that go in, the width of each hidden layer, values (or classes) that come out: [2, 16, 16, 1].
+    widths: the number of inputs, the width of each hidden layer, the number of outputs (or classes): [2, 16, 16, 1].
     activation: "relu" or "tanh".  loss: "mse", the mean of (a - y)^2 over rows and outputs, or "cross_entropy", the
     mean of -log softmax(a)[y] over rows, in nats.  seed: of the initial weights.  init_std: their standard deviation;
     None takes sqrt(2 / fan_in) before a ReLU (He et al. 2015) and sqrt(1 / fan_in) elsewhere (LeCun et al. 1998).
@@ -467,11 +468,12 @@ class MLP(Model):
 
     Trainer takes X (N, in) and y: (N, out), or labels (N,) with cross-entropy.  Where a width is 1, (N,) serves as
     well.  They are copied, and integers, bool and shorter floats widened to float64.  Values that are not finite are
-    refused with their place.
+    refused, and the message names the place.
 
-    classes: with cross-entropy the labels in the order of the outputs, an array (classes,), which predict gives back;
-    None until y is seen first.  Integers are then ids, from 0 on; str and float are sorted, and that y must hold every
-    label.  Other labels or another order: set them before, model.classes = ["no", "yes"]; None forgets them.
+    classes: with cross-entropy, the labels in the order of the outputs, an array (n_classes,), which predict returns.
+    None until the first y, which sets them: integers are ids from 0 on; str and float labels are sorted, and that y
+    must hold all of them.  For other labels or another order set model.classes = ["no", "yes"] before; None forgets
+    them.
     """
 
     config_names: ClassVar[tuple[str, ...]] = ("widths", "activation", "loss")

@@ -33,14 +33,14 @@ class Optimizer:
 
     params: list of float64 arrays to update in place (NumPy's, or what NumPy views without a copy, such as CPU torch
     tensors and Parameters), or None: then a Trainer binds the optimiser to its model.
-    no_decay: which have no weight decay: names of a model's tensors (a last part such as "bias" stands for all of that
-    name), or places in the list.
+    no_decay: what has no weight decay: names of a model's tensors (a last part such as "bias" stands for all that end
+    in it), or indices into params.
 
     lr may be set at any time; every other hyperparameter is fixed when the optimiser is made.
 
-    A copied or unpickled optimiser has moments of its own.  That of a Trainer's optimiser serves the copy of the
-    Trainer; alone it is free, and goes on from its moments with the next model of those shapes that a Trainer binds it
-    to.  That of an optimiser of arrays serves copies of the arrays: those copied with it, as deepcopy((arrays, opt)).
+    A copied or unpickled optimiser has moments of its own.  Copied with its Trainer, it serves that copy; copied alone,
+    it is unbound, and goes on from its moments with the next model of those shapes that a Trainer binds it to.  Copied
+    with its arrays, as by deepcopy((arrays, opt)), it serves the copies of the arrays.
     """
 
     # Names of the hyperparameters beside lr and weight_decay, as attributes and in state_dict()
@@ -63,19 +63,19 @@ class Optimizer:
         self.weight_decay = number("weight_decay", weight_decay, 0.0)
         self.no_decay = tuple(no_decay)
         self._core: Any = None  # the compiled optimiser, once there is something to update
-        self._t = 0             # steps taken, as long as there is none
+        self._t = 0             # steps taken, while there is no _core
         self._given: list[Any] | None = None    # params, as the user's own objects
         self.model = None
         self.flats = {}
         self._params: list[Floats] | None = None
-        self._tensors: list[Any] = []           # those of params that are torch's and count their changes
+        self._tensors: list[Any] = []           # those of params that are torch's and have a version counter
         self._state: list[dict[str, Floats]] = []       # of each tensor: slot -> array
         self._decays: list[float] = []                  # of each tensor
         if params is not None:
             self._take(params)
 
     def __setattr__(self, name: str, value: object) -> None:
-        # The compiled half has copies of these, which would not follow.
+        # The compiled optimiser has copies of these, which would not change.
         if name in (*self.hyper, "weight_decay", "no_decay") and name in self.__dict__:
             raise AttributeError(f"{name} is fixed when an optimiser is made; make a new one (only lr may change)")
         super().__setattr__(name, value)
@@ -118,7 +118,7 @@ class Optimizer:
             self._state = self._views() or [{} for _ in self._decays]
 
     def __copy__(self) -> Self:
-        return copy.deepcopy(self)      # half a copy would share the moments and not the step count
+        return copy.deepcopy(self)      # a shallow copy would share the moments and not the step count
 
     def _views(self) -> list[dict[str, Floats]]:
         """The moments of each tensor, in `flats`."""
@@ -126,13 +126,13 @@ class Optimizer:
         return [{slot: params[name] for slot, params in self.flats.items()} for name in names]
 
     def _take(self, params: Iterable[View], state: list[dict[str, Floats]] | None = None) -> None:
-        """Serve these arrays, with new moments or those of `state`."""
+        """Take these arrays as params, with new moments or those of `state`."""
         if hasattr(params, "__array__") or not hasattr(params, "__iter__"):
             hint = " (for a learning rate say lr=...)" if isinstance(params, float) else ""
             raise TypeError(f"params is one {type(params).__name__}; needed is a list of arrays, such as [w, b]{hint}")
         self._given = list(params)
         tensor = getattr(sys.modules.get("torch"), "Tensor", ())
-        # Those of torch that count their changes.
+        # An inference tensor has no version counter.
         self._tensors = [p for p in self._given if isinstance(p, tensor) and not p.is_inference()]
         self._params = [_tensor(f"params[{i}]", p, None, True) for i, p in enumerate(self._given)]
         if not self._params:
@@ -172,7 +172,7 @@ class Optimizer:
         self.flats = self.flats or {slot: Params(shapes) for slot in self.slots}
         self._state = self._views() or [{} for _ in names]
         decays: list[float] = []
-        edges = [0]                     # neighbours of one decay are updated as one array
+        edges = [0]                     # adjacent tensors of equal decay are updated as one array
         for name, decay in zip(names, self._decays, strict=True):
             if not decays or decays[-1] != decay:
                 edges.append(edges[-1])
@@ -209,7 +209,7 @@ class Optimizer:
                 _count_changes(self._tensors)
             return
         i, norm = refused
-        if norm is None:        # no plain float64 array: what NumPy views without a copy serves, the rest is an error
+        if norm is None:        # not a plain float64 array: what NumPy can view without a copy will do
             pairs = zip(grads, self._params, strict=True)
             self.step([_tensor(f"grads[{i}]", g, p.shape) for i, (g, p) in enumerate(pairs)], check_finite)
             return
@@ -232,7 +232,7 @@ class Optimizer:
         """Copies of the state in torch.optim's layout: {"state": {i: {...}}, "param_groups": [{...}]}.
 
         Tensor i is the i-th of params, or of the bound model's tensors in their order; before the first step there is
-        no state.  Tensors of one weight decay are one group, so no_decay gives two.  lr is without the schedule.
+        no state.  Tensors of equal weight decay form one group, so no_decay gives two.  lr is without the schedule.
         """
         copies = [{slot: a.copy() for slot, a in slots.items()} for slots in self._state] if self.t else []
         shared = {"lr": self.lr, **{name: getattr(self, name) for name in self.hyper}, **self._fixed()}
@@ -243,7 +243,7 @@ class Optimizer:
         return {"state": {i: {"step": self.t, **slots} for i, slots in enumerate(copies)}, "param_groups": groups}
 
     def _fixed(self) -> dict[str, bool]:
-        """What torch.optim leaves open and this optimiser does not, as torch says it."""
+        """Options of torch.optim that are fixed here, under torch's names."""
         return {"amsgrad": False, "maximize": False, "decoupled_weight_decay": self.decoupled}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -290,7 +290,7 @@ class Optimizer:
             {slot: _loaded(i, slot, state[i][slot], a) if state else 0.0 for slot, a in slots.items()}
             for i, slots in enumerate(self._state)
         ]
-        self.lr = float(groups[0]["lr"])    # the last that can fail
+        self.lr = float(groups[0]["lr"])    # the last line that can fail
         self.t = max(steps, default=0)
         for slots, values in zip(self._state, new, strict=True):
             for slot, a in slots.items():
@@ -307,7 +307,7 @@ class Optimizer:
 
 
 def _tensor(name: str, x: Any, shape: Shape | None = None, writeable: bool = False) -> Floats:
-    """_check.array, for torch's tensors too: one that requires a gradient lets no one view it unless detached."""
+    """_check.array, for torch's tensors too: one that requires a gradient can be viewed only if detached."""
     return array(name, x.detach() if hasattr(x, "detach") else x, shape, writeable=writeable)
 
 
@@ -332,17 +332,17 @@ def _steps(name: str, value: Any) -> int:
 
 
 def _count_changes(tensors: Iterable[Any]) -> None:
-    """Tell torch's graphs that these tensors were written to."""
+    """Increment the version counters of torch's tensors, by which its graphs notice a write."""
     increment = getattr(sys.modules["torch"].autograd.graph, "increment_version", None)
     for tensor in tensors:
         if increment:
             increment(tensor)
-        else:       # before torch 2.1: a write of nothing
+        else:       # before torch 2.1: an empty write
             tensor.detach().reshape(-1)[:0].zero_()
 
 
 def _loaded(i: int, slot: str, value: Any, like: Array) -> Array:
-    """A state array on its way in."""
+    """A state array to load, checked against the one that it replaces."""
     a = np.asarray(value)
     if a.shape != like.shape:
         raise ValueError(f"{slot} of tensor {i} has shape {a.shape}, expected {like.shape}")
@@ -367,7 +367,7 @@ class Adam(Optimizer):
 
     Differs from the paper: at every 16th step (at each where a beta is below 0.1) a moment whose magnitude is below
     1e-290 is set to 0, since arithmetic on the subnormal numbers that would follow slows every later step.  With an eps
-    below 1e-125 so small a moment would show in a parameter: then only one below (1e-20 eps)^2 is.
+    below 1e-125 such a moment could still change a parameter, so then only one below (1e-20 eps)^2 is.
     """
 
     hyper: ClassVar[tuple[str, ...]] = ("betas", "eps")

@@ -1,8 +1,8 @@
 """The five moves of a training step, and fit, which runs many.
 
-Both go through the same compiled functions (csrc/step/loop.pxi), so they give the same bits.  What lives here is the order
-of the moves and the guard against divergence.  Not here: a fit's loop around the compiled chunks (fit.py), what a
-checkpoint holds (codec.py).
+Both go through the same compiled functions (csrc/step/loop.pxi), so their results are bitwise identical.  Here: the
+order of the moves and the guard against divergence.  Not here: a fit's loop around the compiled chunks (fit.py), what
+a checkpoint holds (codec.py).
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ UNFINISHED = "step() or zero_grad()", "a step is unfinished"
 
 
 class Stage(Enum):
-    """A stage of a step, by what was done last, and for each move whether it may follow: None, or else (what was
-    expected, why), of which the OrderError is made.  zero_grad may follow everything.
+    """A stage of a step, named after the last move.  For each move: None where it may follow, or else (what was
+    expected, why), for the OrderError.  zero_grad may always follow.
 
-    Two moves look further: after NEW, forward is refused only where the gradients are not zero, and after BACKWARD only
-    where all grad_accum batches have been seen.
+    forward checks further: after NEW it is refused only where the gradients are not zero, after BACKWARD only where all
+    grad_accum batches have been seen.
     """
 
     #           done last               forward   backward clip_grad_*   step    what needs whole steps, as save does
@@ -82,13 +82,13 @@ class Stage(Enum):
         return OrderError(f"{move} was called after {self.last}, expected {expected}: {why.format(n=n)}")
 
 
-NEW, READY, FORWARD, BACKWARD, CLIPPED, STEPPED = Stage     # a global is found sooner than a member
+NEW, READY, FORWARD, BACKWARD, CLIPPED, STEPPED = Stage     # a global is looked up faster than a member
 
 MADE_AS = {"model": "a model, such as BigramLM(27)", "optimizer": "an optimizer, such as Adam(lr=0.01)"}
 
 
 def _fixed(name: str, doc: str) -> Any:
-    """A property that only __init__ sets: the compiled step would go on with the old one."""
+    """A property that only __init__ may set, since the compiled step would keep using the old object."""
 
     def refuse(trainer: Trainer, value: object) -> None:
         raise AttributeError(f"{name} is fixed when a Trainer is made; make a new one: Trainer(model, optimizer)")
@@ -107,10 +107,11 @@ class Trainer:
     Attributes: steps (taken so far), lr (of the next step), history and total_steps (of the last fit), last_fit (the
     Fit itself, or None), loop (the compiled step).
 
-    One run at a time: while fit, resume or lr_find is at work on a model, another of them, a move by hand and
-    load_state_dict raise OrderError, from a callback, another thread or another trainer of the model alike; a callback
-    may evaluate, save, generate, and copy the model.  Between two steps a Trainer can be copied (copy.copy means
-    copy.deepcopy) and pickled, model and optimiser with it; the copy trains on, bit for bit, as the original would.
+    One run at a time: while fit, resume or lr_find is running on a model, another of them, a move by hand and
+    load_state_dict raise OrderError, whether a callback, another thread or another trainer of the model calls them.  A
+    callback may evaluate, save, generate, and copy the model.  Between two steps a Trainer can be copied (copy.copy
+    means copy.deepcopy) and pickled, model and optimiser with it; the copy trains on, bit for bit, as the original
+    would.
     """
 
     tokenizer: Tokenizer | Any      # None where there is none
@@ -131,7 +132,7 @@ class Trainer:
         self._optimizer = Adam() if optimizer is None else optimizer
         self.tokenizer = tokenizer
         self.schedule = schedules.constant() if schedule is None else schedule
-        # Plain numbers, once they are checked
+        # _check_settings makes plain numbers of these
         self.clip_norm, self.clip_value, self.grad_accum = cast(Any, (clip_norm, clip_value, grad_accum))
         self._check_settings()
         self.notes = {}
@@ -142,8 +143,8 @@ class Trainer:
         self._norms: list[float] = []   # of the last steps by hand, for DivergenceError
 
     def _check_settings(self) -> None:
-        """Refuse attributes that are not what they should be, and make numbers plain ones, as a checkpoint needs them;
-        they may have been set since the trainer was made."""
+        """Refuse attributes of a wrong type or value, and make Python's numbers of NumPy's, as a checkpoint needs them.
+        They may have been set since the trainer was made."""
         if isinstance(self.model, Optimizer) or isinstance(self.optimizer, models.Model):
             raise TypeError("the optimizer stands where the model should: Trainer(model, optimizer)")
         for name, kind in (("model", models.Model), ("optimizer", Optimizer)):
@@ -194,7 +195,7 @@ class Trainer:
     def _wire(self) -> None:
         """The compiled step, over the buffers of the model and the optimiser."""
         self.loop = _core.variant.Loop(self.model.make_core(), self.optimizer.bind(self.model), self.model.gate)
-        self._paces: defaultdict[int, Pace] = defaultdict(Pace)     # by examples to a step
+        self._paces: defaultdict[int, Pace] = defaultdict(Pace)     # by the examples a step takes
 
     def __getstate__(self) -> tuple[dict[str, Any], int]:
         self._between_steps("copying or pickling a Trainer")
@@ -212,10 +213,10 @@ class Trainer:
         return copy.deepcopy(self)      # two trainers of one model and one optimiser would undo each other's steps
 
     def prepare(self, data: Data, y: ArrayLike | None = None) -> tuple[_core.variant.Data, int]:
-        """Documents (or X and y) as compiled data, for fit and evaluate to take many times; and how many were cut.
+        """Documents (or X and y) as compiled data, which fit and evaluate can take many times; and how many were cut.
 
-        Data that is prepared already passes through.  It holds copies, and never changes: what is done to X, y or the
-        documents afterwards, also by a callback, is not seen.
+        Prepared data is returned as it is.  It holds copies: what is done to X, y or the documents afterwards, also by
+        a callback, does not change it.
         """
         if isinstance(data, _core.variant.Data):
             return data, 0
@@ -233,15 +234,15 @@ class Trainer:
         return batch
 
     def zero_grad(self) -> None:
-        """Set every gradient to zero, and drop a step that was begun."""
+        """Set every gradient to zero, and abandon a step that was begun."""
         self.loop.zero_grad()
         self._stage, self._micro = READY, 0
 
     def forward(self, batch: _core.variant.Batch) -> float:
         """The loss of a batch: the mean over the positions of each document, then over the documents.
 
-        Raises OrderError where it would add to the gradients of an earlier step (or, at first, to those of another
-        trainer of the model), DivergenceError where the loss is not finite.
+        Raises OrderError where it would add to the gradients of an earlier step (in a new trainer: to gradients that
+        another trainer of the model left), DivergenceError where the loss is not finite.
         """
         stage = self._stage
         if stage.forward is not None and (stage is not BACKWARD or self._micro >= self.grad_accum):
@@ -260,7 +261,7 @@ class Trainer:
         return loss
 
     def backward(self) -> None:
-        """Add the gradient of the last forward's loss to the gradients (its share, with grad_accum)."""
+        """Add the gradient of the last forward's loss, divided by grad_accum, to the gradients."""
         if self._stage.backward is not None:
             self._refuse("backward()", self._stage.backward)
         self.loop.backward()
@@ -270,7 +271,7 @@ class Trainer:
     def clip_grad_norm(self, max_norm: Number | None = None) -> float:
         """Scale the gradients so that their global norm is at most max_norm (default: the trainer's clip_norm).
 
-        Returns the norm before.  Raises DivergenceError, the gradients untouched, where it is not finite.
+        Returns the norm before clipping.  Raises DivergenceError, the gradients untouched, where it is not finite.
         """
         max_norm = _limit("max_norm", self.clip_norm if max_norm is None else max_norm)
         norm = self._gradient_to_clip("clip_grad_norm")
@@ -282,7 +283,7 @@ class Trainer:
     def clip_grad_value(self, max_abs: Number | None = None) -> float:
         """Bring every single gradient into [-max_abs, max_abs] (default: the trainer's clip_value).
 
-        Returns the global norm before.  Raises as clip_grad_norm does.
+        Returns the global norm before clipping.  Raises as clip_grad_norm does.
         """
         max_abs = _limit("max_abs", self.clip_value if max_abs is None else max_abs)
         norm = self._gradient_to_clip("clip_grad_value")
@@ -307,9 +308,9 @@ class Trainer:
             self._refuse("step()", self._stage.step)
         factor = self._factor(self.loop.steps)
         lr = schedules.rate(self._optimizer.lr, factor)
-        # After clipping the norm is another, and what was clipped may have been written to since.
+        # After clipping the norm is a new one, and the gradients may have been written to since.
         stage, norm = self._stage, self._finish_gradient() if self._stage is BACKWARD else -1.0
-        # Before the call, at whose end the handler of a signal may raise: the step has been taken then.
+        # Set before the call: a signal handler may raise as it returns, and the step has been taken then.
         self._stage = STEPPED
         try:
             refused = self.loop.step(lr, norm)
@@ -323,12 +324,12 @@ class Trainer:
         return lr
 
     def _lr(self) -> float:
-        """The learning rate of the step at hand; NaN where the schedule gives no number."""
+        """The learning rate of the next step; NaN where the schedule gives no number."""
         return schedules.rate(self._optimizer.lr, self._factor(self.loop.steps))
 
     def _finish_gradient(self) -> float:
         """The norm of the finished gradient, known to be finite."""
-        if self._micro < self.grad_accum:       # a window left short: the mean over what it has
+        if self._micro < self.grad_accum:       # fewer batches than grad_accum: their mean
             self.loop.scale_grads(self.grad_accum / self._micro)
             self._micro = self.grad_accum
         norm = self.loop.grad_norm()
@@ -337,7 +338,8 @@ class Trainer:
         return norm
 
     def _refuse(self, move: str, refusal: tuple[str, str]) -> NoReturn:
-        """Raise the OrderError of a move that may not follow what was done last; a run that is at work comes first."""
+        """Raise the OrderError of a move that may not follow what was done last, or the
+        one that says that a run is at work."""
         self.model.gate.check(move)
         raise self._stage.error(move, refusal, self.grad_accum)
 
@@ -345,11 +347,11 @@ class Trainer:
         self, loss: float, norm: float, lr: float | None = None, norms: Iterable[float] | None = None,
         history: History | None = None, factor: object = 1.0,
     ) -> NoReturn:
-        """Raise DivergenceError for the step at hand; factor: what the schedule gave."""
+        """Raise DivergenceError for the present step; factor: what the schedule gave."""
         if lr is None:
             try:
                 lr = self._lr()
-            except ValueError:      # a schedule without a length: the message can do without it
+            except ValueError:      # a schedule without a length: the message does without lr
                 lr = float("nan")
         norms = self._norms if norms is None else norms
         loss, norm, lr = float(loss), float(norm), float(lr)        # NumPy's would warn where they overflow
@@ -380,30 +382,32 @@ class Trainer:
     ) -> History:
         """Train for `steps` steps, or `epochs` times through the data (default 1); returns the History.
 
-        data: list of documents; one str, a text learnt from in windows of block_size; or array X with y, or (X, y).
+        data: list of documents; one str, a text that is learnt in windows of block_size; or array X with y, or (X, y).
         batch_size: examples a forward pass; a step takes grad_accum of them.
-        shuffle: False takes the examples in the order given, True in a new order each epoch; windows of a text are
-        drawn at random (None: False for documents and arrays).  seed: of the order's own random stream.  With steps,
-        batches run on from the last example to the first; with epochs, each ends with the batch that is left over.
+        shuffle: False or None takes the examples in the order given, True in a new random order each epoch; leave it
+        out for a text, whose windows are drawn at random.  seed: of the random stream that draws the order.  With
+        steps, a batch that reaches the last example goes on with the first; with epochs, the last batch of each may be
+        smaller.
 
         validation: data of the same kind ((X, y) for arrays), evaluated every `eval_every` steps (default: each epoch,
-        or ten times in all) and after the last.  A share of the data instead, such as 0.2, is set aside: of a text its
-        end, of documents and rows a choice that seed decides.  patience: stop after so many evaluations in a row none
-        of which was lower than the best by more than min_delta.  restore_best: end with the parameters of the best
-        evaluation.  tol: stop when the mean loss of an epoch differs from the one before by less.
+        or ten times in all) and after the last.  A number instead, such as 0.2, is a share of the data to set aside:
+        the end of a text, or documents or rows that are drawn at random by seed.  patience: stop after so many
+        evaluations in a row none of which was lower than the best by more than min_delta.  restore_best: end with the
+        parameters of the best evaluation.  tol: stop when the mean loss of an epoch differs by less than this from that
+        of the one before.
 
         save: a file that gets a checkpoint every `save_every` steps and at the end, and beside it (run.best.npz for
         run.npz) one of the best evaluation.
         callbacks: objects with any of the methods on_start(trainer), on_step(trainer) after each step,
-        on_chunk(trainer) whenever compiled code comes back, after 40 ms or a step, on_log(trainer) at the first step,
-        every `log_every` steps (default 100; or the callback's own attribute `every`; 0: never) and the last,
-        on_evaluate(trainer, step, loss), on_end(trainer), which is called whichever way the run ends.  One that raises
-        ends the run after a whole step.
+        on_chunk(trainer) whenever compiled code returns, after some 40 ms or a longer step, on_log(trainer) at the
+        first step, every `log_every` steps (default 100; or the callback's own attribute `every`; 0: never) and the
+        last, on_evaluate(trainer, step, loss), on_end(trainer), which is called whichever way the run ends.  A callback
+        that raises ends the run after a whole step.
 
-        Where the learning rate was 0 at every step, and nothing could move, a FastloopWarning says so.
+        Warns with a FastloopWarning where the learning rate was 0 at every step, so that nothing was learnt.
 
-        Ctrl-C ends the run after a whole step, with history.interrupted.  Raises DivergenceError, whose parameters are
-        those before the failing step, and OrderError in the middle of a step by hand.
+        Ctrl-C ends the run after a whole step, and history.interrupted is then True.  Raises DivergenceError, with the
+        parameters as they were before the failing step, and OrderError in the middle of a step by hand.
         """
         self._between_steps("fit()")
         self._check_settings()
@@ -432,12 +436,12 @@ class Trainer:
         log_every: Whole | None = None, callbacks: Iterable[object] = (), save: Path | None = None,
         save_every: Whole | None = None,
     ) -> History:
-        """Go on with the run that a loaded checkpoint (or Ctrl-C) was taken in; returns the whole History.
+        """Go on with the run that a loaded checkpoint was saved in, or that was stopped; returns the whole History.
 
-        data, validation: those that fit was given, but a share may be left out, since the run knows it.  The outcome
-        has the same bits as a run without the break.
-        Raises CheckpointError where there is nothing to go on with, or the data are others; OrderError where a step by
-        hand has been taken since.
+        data, validation: as fit was given them; a validation share may be left out, since the run knows it.  The result
+        is bitwise identical to that of an uninterrupted run.
+        Raises CheckpointError where there is nothing to go on with, or the data differ; OrderError where a step by hand
+        has been taken since.
         """
         self._between_steps("resume()")
         self._check_settings()
@@ -472,7 +476,7 @@ class Trainer:
         self, fit: Fit, data: _core.variant.Data, validation: Any, callbacks: Iterable[object], log_every: Any,
         save: Path | None, save_every: Any,
     ) -> Session:
-        """All that a fit needs to go to work, checked."""
+        """The Session of a fit, its arguments checked."""
         watch = Watch.checked(callbacks, log_every, save, save_every, validation is not None)
         if save is not None:
             codec.check_can_be_saved(self)
@@ -489,7 +493,7 @@ class Trainer:
             session.warn()
             return session.history
 
-    # Types that are "or None" in what follows are `| Any`: a callback, and who has called fit, need not ask.
+    # In the types below `| Any` stands for `| None`: a callback, or whoever has called fit, need not check for None.
 
     @property
     def history(self) -> History | Any:
@@ -503,7 +507,7 @@ class Trainer:
 
     @property
     def stop_reason(self) -> str | None:
-        """Why the fit ends after this step, before its last; None where it does not."""
+        """Why the fit is to end early, after this step; None where it is not."""
         return None if self.last_fit is None else self.last_fit.stopping
 
     @property
@@ -538,7 +542,7 @@ class Trainer:
         """The mean loss per prediction (nats per token) over all of the data, documents, a text, X and y or (X, y); the
         parameters are not touched.
 
-        A text is read once from end to end, in windows of block_size that lie side by side; the last may be shorter.
+        A text is read once from end to end, in consecutive windows of block_size; the last may be shorter.
         """
         data, _ = self.prepare(data, y)
         if isinstance(data, _core.variant.TokenData) and data.windows:
@@ -562,7 +566,7 @@ class Trainer:
         """Write everything to a checkpoint: parameters, moments, step, schedule, run, history, tokenizer.
 
         The file is written whole or not at all.  Raises OrderError in the middle of a step by hand, TypeError for
-        what no checkpoint can bring back (a model, optimiser or tokenizer of a class of your own, notes that are not
+        what no checkpoint can restore (a model, optimiser or tokenizer of a class of your own, notes that are not
         JSON-able), OSError as open does.
         """
         self._between_steps("save()")
@@ -581,10 +585,10 @@ class Trainer:
         return codec.unpack(cls, path, *checkpoint.read(path), schedule)
 
     def lend(self, what: str) -> Loan:
-        """A context in which `what`, such as "lr_find()", may train on trial: a Loan, after which all is as it was.
+        """A context manager, a Loan, in which `what`, such as "lr_find()", may train on trial; then all is restored.
 
-        Raises OrderError in the middle of a step by hand and while a run is at work; ValueError where the moments are
-        such that they could not be put back.
+        Raises OrderError in the middle of a step by hand and while a run is at work; ValueError where the moments
+        could not be restored.
         """
         self._between_steps(what)
         return Loan(self)
@@ -603,8 +607,8 @@ class Trainer:
 
 
 class Loan:
-    """Gives back what a trainer was when the loan was made: parameters, moments, counts, lr, schedule and last fit; the
-    gradients are zero.  It may be given back twice."""
+    """At its end a trainer is what it was when the loan was made: parameters, moments, counts, lr, schedule and last
+    fit; the gradients are zero.  It may end twice."""
 
     trainer: Trainer
     attributes: dict[str, Any]
@@ -616,14 +620,14 @@ class Loan:
         # What a fit rebinds is an attribute of the trainer; what it writes into is copied.
         self.trainer, self.attributes, self.steps = trainer, dict(vars(trainer)), trainer.steps
         self.state, self.params = trainer.optimizer.state_dict(), trainer.model.params.flat.copy()
-        trainer.optimizer.load_state_dict(self.state)   # what it would refuse afterwards, such as a moment that is NaN
+        trainer.optimizer.load_state_dict(self.state)   # refuses now what it would at the end, such as a NaN moment
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         trainer = self.trainer
-        vars(trainer).update(self.attributes)       # in one call: without attributes there is no trainer
+        vars(trainer).update(self.attributes)       # in one call, which no signal handler interrupts
         trainer.steps = self.steps
         trainer.optimizer.load_state_dict(self.state)
         trainer.model.params.flat[:] = self.params
@@ -631,5 +635,5 @@ class Loan:
 
 
 def _limit(name: str, value: Any) -> float:
-    """`value` as a limit to clip to; the check of its type spares number() its microsecond."""
+    """`value` as a limit to clip to; the quick check first saves the microsecond of number()."""
     return value if type(value) is float and 0.0 < value < inf else number(name, value, 0.0, above=True)
