@@ -33,7 +33,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 DECLARATIONS = Path("fastloop/_core/core.pxd")
 
-# What a compiler reads beside its arguments.
+# Environment variables that a compiler reads.
 ENVIRONMENT = ("CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "COMPILER_PATH", "GCC_EXEC_PREFIX", "SDKROOT",
                "MACOSX_DEPLOYMENT_TARGET", "ARCHFLAGS")
 KEPT = 4        # builds
@@ -88,7 +88,7 @@ class BuildExt(build_ext):
                 "wraparound": False,
                 "initializedcheck": DEBUG,
                 "cdivision": True,
-                "auto_pickle": False,       # what can be pickled says how
+                "auto_pickle": False,       # classes that can be pickled define it themselves
             },
         )
         for extension, c in zip(self.extensions, translated, strict=True):
@@ -154,7 +154,7 @@ def extension(name, flags):
     )
 
 
-if __name__ == "__main__":      # where a process that translates is started afresh, it reads this file again
+if __name__ == "__main__":      # the processes that translate may import this file
     setup(
         # core holds no loop worth more than -O1.  Those that take longest come first: some are compiled side by side.
         ext_modules=[extension(name, flags) for name, flags in {**VARIANTS, "core": ["-O1"], "cpu": []}.items()],

@@ -1,6 +1,6 @@
-"""Gradient accumulation: four micro-batches of 8 documents give the same bits as one batch of 32.
+"""Gradient accumulation: four micro-batches of 8 documents give bitwise the same gradient as one batch of 32.
 
-(A batch of 256 tokens or more is summed in several parts, so that the last bits of its gradient may differ.)
+(A batch of 256 tokens or more is summed in several parts, so the gradients may then differ by round-off.)
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Early stopping: few documents, many steps; the validation loss turns, the run stops and goes back to its best."""
+"""Early stopping: few documents, many steps; the validation loss rises, the run stops and restores the best."""
 
 import fastloop as fl
 

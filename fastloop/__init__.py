@@ -1,4 +1,4 @@
-"""fastloop: small models trained on a CPU, exactly and fast, with every step in sight."""
+"""fastloop: small models trained on a CPU, exactly and fast, with every step open to inspection."""
 
 from . import _command as _command  # the first, since it answers Ctrl-C while the others are imported
 from . import callbacks, kernels, schedules

@@ -1,7 +1,7 @@
 """Checks of users' arrays and numbers, made before compiled code sees them.  Messages only; no policy.
 
-The compiled loops check nothing: a wrong length or id there is a write into foreign memory.  Every
-error shows what was given beside what is needed.
+The compiled loops check nothing: with a wrong length or id they would write outside an array.  Every error shows what
+was given beside what is needed.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def separate(outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> None:
 
 
 def number(name: str, x: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> float:
-    """x as a plain float in [low, high), or in (low, high) where `above`; NaN never is, nor is True a number."""
+    """x as a plain float in [low, high), or in (low, high) if `above`; NaN and True are refused."""
     if isinstance(x, BOOLS) or not isinstance(x, numbers.Real):
         raise TypeError(f"{name} = {x!r} is a {type(x).__name__}; needed is a number (real)")
     try:
@@ -128,7 +128,7 @@ def choice(name: str, x: Any, *choices: str) -> Any:
 
 
 def seed(x: Any) -> int | None:
-    """x as the plain int that starts a random stream, or None, which starts one of its own each time."""
+    """x as the plain int that starts a random stream, or None, which starts a new one each time."""
     return None if x is None else whole("seed", x, 0, MOST_SEED)
 
 

@@ -1,7 +1,7 @@
 """Whether this process is one of the package's own commands, and what Ctrl-C does until that has begun.
 
 Imported before everything else in the package: NumPy and the rest take a fifth of a second, in which nothing of the
-command's own could catch what happens.  No other process notices.
+command's own could catch it.  Other processes are not affected.
 """
 
 import os
@@ -20,7 +20,7 @@ def running() -> str:
 
 
 def leave(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C while the command is still being imported: a line and its exit status, from wherever that is."""
+    """On Ctrl-C while the command is still being imported: print a line and exit, wherever that is."""
     os.write(2, f"{running()}: interrupted\n".encode())
     os._exit(130)
 

@@ -31,8 +31,8 @@ ADVICE = {
 def pack_arrays(
     X: ArrayLike, y: ArrayLike | None, n_in: int, n_out: int, of_classes: bool, classes: Array | None = None
 ) -> tuple[variant.ArrayData, Array | None]:
-    """(ArrayData, classes): X and y in the layout that the compiled models read, over copies of them, so that it never
-    changes; and the classes' labels in the order of their ids.
+    """(ArrayData, classes): copies of X and y in the layout that the compiled models read; and the class labels in the
+    order of their ids.
 
     X: (N, n_in), or (N,) where n_in is 1; N at least 1.  y: (N, n_out), or (N,) where n_out is 1; with `of_classes`
     (N,) labels, see `class_ids`; None where only predictions are wanted.  Lists, DataFrames and whatever NumPy makes
@@ -69,7 +69,7 @@ def hold_out(
 
 
 def class_ids(y: ArrayLike, n: int, classes: Array | None = None) -> tuple[Ints, Array]:
-    """(ids (N,) int64, classes (n,)): the labels y (N,) as places in `classes`, the n distinct labels.
+    """(ids (N,) int64, classes (n,)): the labels y (N,) as indices into `classes`, the n distinct labels.
 
     Without classes: integers are ids in [0, n), and two classes of bool are False and True; other labels, str or float,
     are sorted, and y must hold all n.
@@ -119,7 +119,7 @@ def _shown(labels: Array) -> str:
 
 
 def _read(name: str, value: Any) -> Array:
-    """Whatever NumPy makes an array of, but for what it would misread."""
+    """`value` as an array; TypeError or ValueError for what NumPy cannot read, or would misread."""
     if hasattr(value, "toarray"):
         raise TypeError(f"{name} is a sparse {type(value).__name__}, needed is a dense array: {name}.toarray()")
     for part in (value, *value) if isinstance(value, (list, tuple)) else (value,):
@@ -171,7 +171,7 @@ def _labels(name: str, value: ArrayLike) -> Array:
     """A copy of labels (N,) as integers, bool, float64 or str."""
     array = np.array(_read(name, value))
     if array.dtype.kind in "OT" or (array.dtype.kind == "U" and not isinstance(value, np.ndarray)):
-        # NumPy would make text of what stands beside text in a list.
+        # Of a list that holds text NumPy would make all text, numbers too.
         objects = np.array(value, object)
         odd = _odd(name, objects, str)
         if odd and _odd(name, objects, numbers.Real):

@@ -1,8 +1,9 @@
 """Objects that watch a run: give them to `fit` as `callbacks`.
 
 A callback is any object with some of the methods on_start(trainer), on_log(trainer), on_evaluate(trainer, step, loss),
-on_chunk(trainer), on_step(trainer), on_end(trainer).  None of these has on_step, for which fit comes back from compiled
-code at every step.  How often on_log is called is fit's `log_every`, or an attribute `every` of the callback's own.
+on_chunk(trainer), on_step(trainer), on_end(trainer).  None of these has on_step, for which fit must
+return from compiled code after every step.  How often on_log is called is fit's `log_every`, or the callback's own
+attribute `every`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ REDRAW_SECONDS = 0.05       # a terminal line is not written more often
 
 
 class _Stretch:
-    """The numbers of a run since it was last asked."""
+    """The figures of a run since the last `take`."""
 
     before: tuple[int, int, float]
 
@@ -169,7 +170,7 @@ class Progress:
             return None
 
         class Bar(tqdm):
-            monitor_interval = 0        # no thread: a process that forks is better off without
+            monitor_interval = 0        # no monitor thread: a process that forks is better off without
 
         return Bar(
             total=trainer.total_steps, initial=len(trainer.history), file=self.out, unit="step", dynamic_ncols=True,
@@ -201,7 +202,7 @@ class Progress:
         print(f"\r\x1b[K{self.shown}", end="", file=self.out, flush=True)
 
     def say(self, text: str) -> None:
-        """Print text, above the line that is written over."""
+        """Print text above the line that is redrawn."""
         if self.bar is not None:
             self.bar.write(text, file=self.out)
         elif self.terminal:
@@ -253,7 +254,7 @@ class TensorBoard:
     stretch: _Stretch
 
     def __init__(self, logdir: Path) -> None:
-        # Now rather than after on_start: what is missing should be said before any work is done.
+        # Now rather than in on_start, so that a missing package is reported before any work is done.
         self.make_writer = extras.load("tensorboardX", "tensorboard", "a TensorBoard log").SummaryWriter
         self.logdir = logdir
         self.writer = None

@@ -30,15 +30,15 @@ FORMAT = 2      # 1 was that of development versions: without class labels, held
 MARK = b"fastloop sha256 "
 COMMENT = len(MARK) + 64
 META = "meta.json"
-META_LIMIT = 64 << 20       # bytes of JSON that are looked at; a tokenizer of all of Unicode takes 10 MB
+META_LIMIT = 64 << 20       # bytes of JSON that are read; a tokenizer of all of Unicode takes 10 MB
 
 
 def write(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
     """Write arrays (dict of name -> array) and meta (JSON-able dict) to path, whole or not at all.
 
-    The new file is complete on disk before it takes the place of an old one.  Raises ValueError for a meta that `read`
-    would refuse for its size, OSError, the old file untouched
-    (but the new one in its place where only the last move failed, flushing their folder).
+    The new file is complete on disk before it takes the place of an old one.  Raises ValueError for a meta that is
+    too large for `read`, OSError with the old file untouched (or replaced, where only the last move failed, to flush
+    the folder).
     """
     text = json.dumps({"format": FORMAT, **meta}, allow_nan=True).encode()
     if len(text) > META_LIMIT:
@@ -90,7 +90,7 @@ def atomically(path: Path, *parts: Buffer) -> None:
     path = os.fsdecode(path)
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
-    # Of this call alone: other threads, processes, machines.  Cut, for a name has 255 bytes and this is the longer one.
+    # Unique among threads, processes and machines.  Cut short: it is longer than the target's, and 255 bytes at most.
     temporary = os.path.join(folder, f"{os.path.basename(target)[:40]}.{os.urandom(8).hex()}.tmp")
     try:
         old = check_replaceable(path)
@@ -111,7 +111,7 @@ def atomically(path: Path, *parts: Buffer) -> None:
         if isinstance(error, OSError) and error.filename in (temporary, None):
             raise OSError(error.errno, error.strerror, path) from None      # the name that the user knows
         raise
-    # The rename itself is on disk once its folder is.  Windows cannot open one.
+    # The rename itself is on disk once the folder is flushed.  Windows cannot open a folder.
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -121,7 +121,7 @@ def atomically(path: Path, *parts: Buffer) -> None:
 
 
 def check_replaceable(path: Path) -> os.stat_result | None:
-    """os.stat of the file at path, or None; OSError where a new file may not take the place of what is there."""
+    """os.stat of the file at path, or None; OSError where a new file may not replace what is there."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -159,9 +159,9 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
             raise ValueError(f"its description has {len(text):,} bytes, at most {META_LIMIT:,} are read")
         meta = json.loads(text)
         found = meta["format"]
-    except (MemoryError, SystemError):      # the latter is how NumPy ends at some points without memory
+    except (MemoryError, SystemError):      # NumPy raises the latter at some points without memory
         raise
-    except Exception as error:      # somebody else's archive can be wrong in more ways than there are names for
+    except Exception as error:      # a foreign archive can be wrong in more ways than can be listed
         raise CheckpointError(f"{path}: not a fastloop checkpoint ({error})") from None
     if found != FORMAT:
         raise CheckpointError(f"{path}: written in format {found}; this fastloop reads format {FORMAT}")

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a trainer, entry by entry, and the way there and back.
+"""What a checkpoint holds of a trainer, entry by entry, and how to pack and unpack it.
 
 How named arrays and a description become a file, and what makes a file whole, is in checkpoint.py; nothing here opens
 one.
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     Meta: TypeAlias = dict[str, Any]
     AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
-# What each entry of a description must be: its types, and the interval [low, high) of a number.  What is a dict of
-# arguments (of a model, an optimizer, a schedule, a tokenizer) is checked by what takes them, as a user's are.
+# What each entry of a description must be: its types, and the interval [low, high) of a number.  A dict of
+# arguments (of a model, an optimizer, a schedule, a tokenizer) is checked by the class that takes them, as a user's is.
 NONE, REAL, INF = type(None), (int, float), float("inf")
 COUNT, SIZE, WHOLE_OR_NONE = ((int,), 0, 2**63), ((int,), 1, 2**63), (int, NONE)
 ENTRIES: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -52,20 +52,21 @@ ENTRIES: dict[str, dict[str, tuple[Any, ...]]] = {
         "interrupted": ((bool,),),
     },
 }
-# The same of arrays: dtype, and the least of its values, all finite (None: any value, NaN too).
+# The same for arrays: dtype, and the least allowed value, all values finite (None: any value, also NaN).
 ARRAYS: dict[str, tuple[type, float | None]] = {
     "params": (np.float64, None), "exp_avg": (np.float64, -INF), "exp_avg_sq": (np.float64, 0.0),
     "momentum_buffer": (np.float64, -INF), "run/best_params": (np.float64, None),
     **{f"run/history/{name}": (np.float64, None) for name in ("loss", "lr", "norm", "seconds", "evaluation_loss")},
     "run/history/clipped": (np.bool_, None), "run/history/evaluation_step": (np.int64, 0),
 }
-STATE = ("start", "best_loss", "best_step", "stale", "validation_fingerprint")     # of a Fit, beside what follows below
+# Attributes of a Fit that are stored as they are.
+STATE = ("start", "best_loss", "best_step", "stale", "validation_fingerprint")
 
 
 # Into a checkpoint
 
 def pack(trainer: Trainer) -> tuple[Arrays, Meta]:
-    """(arrays, meta) of all that a trainer is."""
+    """(arrays, meta): the whole state of a trainer."""
     model, optimizer = trainer.model, trainer.optimizer
     arrays = {f"params/{name}": array for name, array in model.params.items()}
     arrays |= {f"{slot}/{name}": a for slot, params in optimizer.flats.items() for name, a in params.items()}
@@ -85,7 +86,7 @@ def pack(trainer: Trainer) -> tuple[Arrays, Meta]:
 
 
 def pack_fit(fit: Fit) -> tuple[Arrays, Meta]:
-    """The same of a fit."""
+    """The same for a fit."""
     arrays, history = fit.history.to_arrays()
     arrays = {f"history/{name}": array for name, array in arrays.items()}
     if fit.best_params is not None:
@@ -94,7 +95,7 @@ def pack_fit(fit: Fit) -> tuple[Arrays, Meta]:
 
 
 def check_can_be_saved(trainer: Trainer) -> None:
-    """Raise TypeError for what no checkpoint can bring back."""
+    """Raise TypeError for what no checkpoint can restore."""
     if trainer.tokenizer is None and isinstance(trainer.model, models.LanguageModel):
         kind = type(trainer.model).__name__
         raise TypeError(f"a {kind} is saved with its tokenizer: Trainer(..., tokenizer=...)")
@@ -186,7 +187,7 @@ def unpack_fit(arrays: Arrays, meta: Meta, steps: int, num_params: int) -> Fit:
 
 
 def check_description(meta: Meta) -> None:
-    """Raise ValueError where a description has not the entries of ENTRIES, or one is not what it must be."""
+    """Raise ValueError unless a description has exactly the entries of ENTRIES, each of its type and in its range."""
     for where, entries in ENTRIES.items():
         table = meta
         for name in where.split("."):
@@ -205,8 +206,8 @@ def check_description(meta: Meta) -> None:
 
 
 def take_array(arrays: Arrays, kind: str, name: str, shape: tuple[int, ...]) -> Array:
-    """Take the entry `name` out of arrays, or ValueError where it is not of that shape, or not what ARRAYS says of its
-    kind."""
+    """Remove the entry `name` from arrays and return it; ValueError where it is not of that shape, or not what ARRAYS
+    says of its kind."""
     array, (dtype, low) = arrays.pop(name), ARRAYS[kind]
     if array.dtype != dtype or array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape} of {array.dtype}, expected {shape} of {np.dtype(dtype)}")

@@ -1,4 +1,4 @@
-"""TOML as --config reads it and as --dry-run writes it.  Which keys there are is flags.py's business."""
+"""TOML as --config reads it and as --dry-run writes it.  Which keys there are is in flags.py."""
 
 import json
 from typing import Any

@@ -50,7 +50,7 @@ def load_text(path: Path, encoding: str = "utf-8") -> str:
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
-        # Some codecs take the byte order mark off before they begin to count.
+        # Some codecs remove the byte order mark before they count bytes.
         hint = "; it begins as UTF-16 does" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         offset = len(raw) - len(error.object) + error.start
         line = len(_lines(raw[:offset].decode(encoding, "replace")))
@@ -78,7 +78,7 @@ def split_docs(docs: Iterable[str], fraction: Number, seed: Whole) -> tuple[list
     """Set a random part of the documents aside for validation.
 
     docs: list of str, at least one.  fraction: of the documents, in [0, 1); their number is rounded to the nearest
-    whole one, so that few documents can give an empty val.  seed: int; equal seeds give equal splits everywhere.
+    whole one, so that few documents can give an empty val.  seed: int; equal seeds give equal splits on every machine.
     Returns (train, val), two lists in the order of docs; each document is in exactly one of them.
     Raises ValueError for a fraction or seed out of range and where no document would be left to train on.
     """
@@ -90,7 +90,7 @@ def split_docs(docs: Iterable[str], fraction: Number, seed: Whole) -> tuple[list
 
 
 def choose(n: int, fraction: Number, seed: Whole, what: str) -> list[int]:
-    """The places of a random fraction of n documents (or of `what` they are), in order; equal everywhere."""
+    """The indices of a random fraction of n documents (or of `what` they are), sorted; the same on every machine."""
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction = {fraction} is outside [0, 1)")
     n_val = round(fraction * n)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ENOUGH_STEPS = 20       # fewer say nothing about a trend; only what is not finite is reported
 SURE = 5.0              # standard errors of a difference between tenths of a run; the worst of ten is looked for
 RISEN = 0.1             # of the loss at the start: the end must lie so far above it; batches alone give 2 or 3 %
-LOST = 0.5              # of what was gained, lost again: a hard last stretch of data takes far less
+LOST = 0.5              # of what was gained, lost again: a hard last part of the data takes far less
 JUMP_LOSS = 3.0         # a tenth of the run at so many times the first loss, with gradients so many times the first:
 JUMP_NORM = 20.0        # weights thrown far off (healthy norms grow from small weights, but the loss falls with it)
 FLAT_STEPS = 200        # small initial weights make a plateau, on which a shorter run may be well
@@ -41,9 +41,9 @@ DEAD_SHARE = 0.5        # of the units of a layer; some dead ones are usual with
 ACCUMULATED = 20.0      # times the first norm: sums of n gradients grow by sqrt(n) to n, single ones rarely tenfold
 SMOOTH = 0.05           # change of the norm from step to step, relative to it; batches of up to 64 change it by 0.1
 STILL_GROWING = 1.5     # second half over second tenth: sums go on growing, gradients of small weights level off
-SWING = 0.2, 0.5        # of the loss at the start: a loss that falls below the one comes back above the other, late in
-                        # the run, where nothing damps it; a healthy loss does not, momentum included
-TURNS = 0.5             # turning points of the norm a step; noise has 2 in 3
+SWING = 0.2, 0.5        # of the loss at the start: an undamped loss falls below the one and late in the run is back
+                        # above the other; a healthy loss does not come back, with momentum neither
+TURNS = 0.5             # turning points of the norm per step; noise has 2/3
 TINY = 1e-300           # in place of a zero that is divided by
 
 
@@ -86,7 +86,7 @@ def diagnose(run: History | Trainer) -> Diagnosis:
     """Name the symptoms of a run that goes wrong.
 
     run: a History, or a Trainer after `fit`, whose optimiser's moments are examined too.  In a History of your
-    own loop, filled by `append`, a column that was not given is left out of account.
+    own loop, filled by `append`, a column that was not given is ignored.
     Returns a Diagnosis: a list of Finding, empty for a healthy run; print it to read it.  The names are diverging,
     lr_zero, lr_too_large, lr_too_small, stalled, never_zeroed, exploding_gradients, vanishing_gradients, clipping,
     overfitting and dead_rows.
@@ -104,7 +104,7 @@ def diagnose(run: History | Trainer) -> Diagnosis:
     findings = _not_finite(view) or _zero(view)
     if n >= ENOUGH_STEPS and view.lr.any():
         diverging = [] if findings else _diverging(view)
-        # What the loss does follows from the gradients, where these were never zeroed.
+        # Gradients that were never zeroed explain whatever the loss does.
         findings += _never_zeroed(view) or diverging + _too_large(view) + _flat(view) + _exploding(view)
         findings += _clipping(view, trainer) + _overfitting(view)
         if trainer is not None:
@@ -120,7 +120,7 @@ class _View:
         self.loss, self.lr, self.norm = (getattr(history, name)[:n] for name in ("loss", "lr", "norm"))
         # A loop may record norms for all steps or none.
         self.has_norm = n > 0 and np.isfinite(self.norm).all()
-        self.fresh = history.start_step == 0        # else the run goes on from weights that may be good already
+        self.fresh = history.start_step == 0        # else it began with weights that may be good already
         tenths = np.array_split(np.arange(n), 10)
         if n >= ENOUGH_STEPS:
             self.losses, self.errors = np.array([_mean(self.loss[tenth]) for tenth in tenths]).T
@@ -212,7 +212,7 @@ def _too_large(view: _View) -> list[Finding]:
     first, worst = view.loss[0], view.loss[view.worst]
     norm = float(view.norms.max() / max(view.norm[0], TINY))
     # Losses of single examples vary by orders of magnitude, and the first may be small by luck: so nearly all of the
-    # worst stretch must lie above it.
+    # worst tenth must lie above it.
     if view.losses.max() <= JUMP_LOSS * first or norm <= JUMP_NORM or np.quantile(worst, 0.1) <= first:
         return []
     numbers = {
@@ -307,7 +307,7 @@ def _exploding(view: _View) -> list[Finding]:
         return []
     before = np.maximum.accumulate(view.norm)[:-1]
     jumps = view.norm[1:] / np.maximum(before, TINY)
-    jumps[: ENOUGH_STEPS // 2] = 0.0        # the first few norms do not tell what is usual
+    jumps[: ENOUGH_STEPS // 2] = 0.0        # the first few norms do not show what is usual
     at = int(np.argmax(jumps)) + 1
     growth = float(view.norms[-1] / max(view.norms[0], TINY))
     numbers = {
@@ -355,7 +355,7 @@ def _overfitting(view: _View) -> list[Finding]:
     rise = losses[-1] - losses[best]
     if best == len(losses) - 1 or rise <= OVERFIT * abs(losses[best]):
         return []
-    # The training loss around the best evaluation and at the end, each over the stretch between two evaluations.
+    # The training loss around the best evaluation and at the end, each over the steps between two evaluations.
     width = max(1, int(np.diff(steps).max()))
     middle, last = steps[best], steps[-1]
     around = view.loss[max(0, middle - width) : max(middle + width, 1)]

@@ -1,4 +1,4 @@
-"""Optional packages: imported when they are needed, missed in one sentence, their errors given the name of the file."""
+"""Optional packages: imported when needed; a missing one is reported in one sentence, and errors name the file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load(module: str, extra: str, what: str) -> Any:
 def open_safetensors(path: Path) -> Iterator[Any]:
     """A safetensors file, as safe_open reads it into NumPy arrays; a damaged one is a ValueError with its name."""
     package = load("safetensors", "safetensors", "a safetensors file")
-    open(path, "rb").close()        # whose errors, such as that of a folder, name the file
+    open(path, "rb").close()        # its errors, such as that for a folder, name the file
     try:
         with package.safe_open(path, "numpy") as file:
             yield file

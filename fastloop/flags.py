@@ -1,4 +1,4 @@
-"""The flags of `python -m fastloop.train`: the table of them, and the way from what was typed, or stands in a file, to
+"""The flags of `python -m fastloop.train`: the table of them, and how text from the command line or a file becomes
 checked values.  What is done with the values is in train.py.
 """
 
@@ -136,10 +136,10 @@ FLAGS = {
         "eval-every": Flag(size, None, "steps between evaluations (default: ten in a run of --steps, one each epoch "
                            "with --epochs, if a flag below or a file needs them; else only at the end)"),
         "patience": Flag(size, None, "stop after this many evaluations without improvement"),
-        "min-delta": Flag(number, default_of(Trainer.fit, "min_delta"), "what counts as improvement"),
+        "min-delta": Flag(number, default_of(Trainer.fit, "min_delta"), "least decrease that counts as improvement"),
         "restore-best": Flag(bool, default_of(Trainer.fit, "restore_best"),
                              "end with the parameters of the best evaluation"),
-        "tol": Flag(number, None, "stop when an epoch's mean loss changes by less"),
+        "tol": Flag(number, None, "stop when an epoch's mean loss changes by less than this"),
     },
     "files": {
         "config": Flag(str, None, "TOML file whose keys are these flags"),
@@ -285,7 +285,7 @@ def parse_stored(table: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def refuse_unused(args: argparse.Namespace, given: Mapping[str, Any], path: str | None = None) -> None:
-    """Refuse a given flag that nothing which was chosen uses.
+    """Refuse a given flag that the chosen model, optimizer, schedule or format does not use.
 
     path: the file that gave them.  It may hold such a flag with its default: those of --dry-run hold them all.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ._types import Array, Number, Tensors, Whole
     from .models import Model
 
-    Slopes = Callable[[Array, int], Iterator[tuple[float, float]]]      # by an element, with their rounding
+    Slopes = Callable[[Array, int], Iterator[tuple[float, float]]]      # with their round-off
 
 EPS = float(np.finfo(np.float64).eps)
 COMPLEX_STEP = 1e-30
@@ -98,12 +98,12 @@ def gradcheck(
     gradcheck(loss, params, grads): loss(params) is the user's function and returns one number; params is a float64
     array, or a list, tuple or dict of them; grads are the analytic gradients in the same form.  loss is given copies in
     that form.  Where it takes complex numbers the check is by complex step, exact to rounding, else by central
-    differences; which of them is found out along one random direction.
+    differences; a test along one random direction decides which.
 
-    samples: check at most so many elements of each tensor, drawn at random by `seed`; None for all, at two losses each
-    (by complex step, one).  tol: largest error, relative to the largest numerical gradient of the tensor; default 1e-10
-    by complex step, 1e-6 by differences.  Differences are also allowed their own rounding: 4 eps times the losses that
-    go in, over h.
+    samples: check at most so many elements of each tensor, drawn at random by `seed`; None for all.  Each costs two
+    losses (by complex step, one).  tol: largest error, relative to the tensor's largest numerical gradient; default
+    1e-10 by complex step, 1e-6 by differences.  Differences are also allowed their own round-off: 4 eps / h times the
+    sum of |weight loss| over the losses that they are made of.
 
     A wrong gradient raises nothing: print what is returned, or look at .ok.  Raises TypeError or ValueError for
     arguments that do not fit each other, and what loss raises.

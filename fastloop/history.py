@@ -75,7 +75,7 @@ class History:
         self._began = time.perf_counter() - state["_began"]
 
     def __copy__(self) -> Self:
-        return copy.deepcopy(self)      # two that share columns would write over each other's
+        return copy.deepcopy(self)      # two that share columns would overwrite each other's
 
     def __len__(self) -> int:
         return self._size
@@ -93,7 +93,7 @@ class History:
         self.advance(count)
 
     def room(self, count: int) -> list[Array]:
-        """The next `count` entries of each column, in their order, to be written; they count from `advance` on."""
+        """Views of the next `count` entries of each column, in their order, to write into; `advance` counts them."""
         size, end = self._size, self._size + count
         if len(self._columns["loss"]) < end:
             for name, column in self._columns.items():

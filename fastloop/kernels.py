@@ -6,7 +6,7 @@ only checks and documentation live here.
 Common to all: arrays are float64, ids int64, native byte order, C-contiguous, and outputs are written in place.  NumPy
 arrays will do, and whatever NumPy can view without a copy, such as a CPU torch tensor.  Before anything is written,
 
-- TypeError is raised for what is not an array (None, a list), for another dtype, and for a number that is none;
+- TypeError is raised for what is not an array (None, a list), for another dtype, and for what is not a number;
 - ValueError for shapes that do not fit each other, memory that is strided, unaligned or read-only where it
   is written to, an output that overlaps another argument, and a number out of its range;
 - IndexError for an id out of range, with its place: `targets[3] = 27 is outside [0, 27)`.
@@ -50,7 +50,7 @@ def embedding_forward(inputs: View, positions: View, wte: View, wpe: View, x: Vi
 
 
 def embedding_backward(inputs: View, positions: View, dx: View, dwte: View, dwpe: View) -> None:
-    """The gradients of embedding_forward: dwte[inputs[n]] += dx[n], dwpe[positions[n]] += dx[n], n in order.
+    """The gradients of embedding_forward: dwte[inputs[n]] += dx[n], dwpe[positions[n]] += dx[n], in ascending n.
 
     inputs : (N,) int64 in [0, V)
     positions : (N,) int64 in [0, T)
@@ -114,7 +114,7 @@ def cross_entropy_forward(logits: View, targets: View, losses: View) -> None:
     losses : (N,), overwritten, in nats
 
     With m the largest logit and r the sum of exp(l - m) over the others, the loss is (m - l_target) + log1p(r), so
-    that neither large logits nor a tiny loss lose anything.  exp(l - m) counts as 0 where l - m < -708.
+    that neither large logits nor a tiny loss lose precision.  exp(l - m) counts as 0 where l - m < -708.
 
     Raises FloatingPointError for the first row whose loss is not finite: a logit is NaN or +inf, all are -inf, the
     target's is -inf, or the loss exceeds float64.  All of losses has been written by then.
@@ -139,8 +139,8 @@ def cross_entropy_backward(logits: View, targets: View, dlogits: View) -> float:
     The losses are those of cross_entropy_forward.  softmax - 1, at the target, is taken as minus the sum of the other
     probabilities, so that the gradient of a confident model keeps all its digits.
 
-    Raises FloatingPointError as cross_entropy_forward does; dlogits has been written by then, and is of no use.
-    Raises ValueError where N = 0, since nothing has no mean.
+    Raises FloatingPointError as cross_entropy_forward does; dlogits has been overwritten by then, and is meaningless.
+    Raises ValueError where N = 0, which has no mean.
     """
     logits = array("logits", logits, (None, None))
     N, V = logits.shape
@@ -193,8 +193,8 @@ def adam_step(
     D. P. Kingma and J. Ba, Adam, ICLR 2015, algorithm 1; I. Loshchilov and F. Hutter, Decoupled weight decay
     regularization, ICLR 2019.  One difference: at every 16th step (at each where a beta is below 0.1) a moment below
     1e-290 in size becomes zero, since arithmetic on the subnormal numbers it would decay to is many times slower; where
-    eps is below 1e-125 only one below (1e-20 eps)^2, which a parameter would not show.  A gradient that is NaN or
-    infinite is not refused; it spoils its own elements.  See grad_norm.
+    eps is below 1e-125 only one below (1e-20 eps)^2, too small to change a parameter.  A NaN or infinite gradient is
+    not refused, and spoils its own elements only; grad_norm serves as a finite check.
     """
     grad = array("grad", grad, writeable=zero_grad)
     param = array("param", param, grad.shape, writeable=True)
@@ -217,7 +217,7 @@ def adam_step(
 def grad_norm(grad: View) -> float:
     """Return the Euclidean norm sqrt(sum grad^2) of an array of any shape; 0.0 if it is empty.
 
-    Neither overflows nor vanishes unless the norm itself does.  It is not finite where an element is not, so that
+    Neither overflows nor underflows unless the norm itself does.  It is not finite where an element is not, so that
     checking it is a finite check of the whole gradient.
     """
     return variant.grad_norm(array("grad", grad).reshape(-1))

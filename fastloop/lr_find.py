@@ -1,6 +1,6 @@
 """The learning-rate range test: which lr to train with, found in a short run that leaves no trace.
 
-How a trainer is lent and given back is in trainer.py; nothing here reaches into one.
+How a trainer is lent and restored is in trainer.py.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def lr_find(
     Afterwards parameters, moments, step counts, lr, schedule and history are what they were; the gradients are zero.
 
     The suggestion is the lr of the steepest descent: where the smoothed loss has its most negative slope over log lr,
-    from step 1 / (1 - smoothing) on, when the mean has settled, to its lowest point.  It is a place to begin, no more,
-    and the better the smoother the losses are: large batches, many steps.
+    from step 1 / (1 - smoothing) on, when the mean has settled, to its lowest point.  It is only a starting
+    point, and the more reliable the smoother the losses are: use large batches and many steps.
 
     Raises ValueError or TypeError for a bad range, and what fit raises except DivergenceError.
 
@@ -81,7 +81,7 @@ def lr_find(
     lr_max = number("lr_max", lr_max, lr_min, above=True)
     smoothing, steps = number("smoothing", smoothing, 0.0, 1.0), whole("steps", steps, 3)
     mean = SmoothedLoss(smoothing)
-    # The loan twice: where the handler of a signal raises as the one is given back, there is the other.
+    # Entered twice: where a signal handler raises as the inner loan ends, the outer one still does.
     with _core.variant.Alone(trainer.model.gate, "lr_find()"), trainer.lend("lr_find()") as loan, loan:
         first = trainer.steps
         trainer.optimizer.lr = 1.0

@@ -1,4 +1,4 @@
-"""Draws a History with matplotlib (extra: plot).  Import it only to draw: it is the one module that is not light.
+"""Draws a History with matplotlib (extra: plot).  Import it only to draw, as matplotlib is slow to import.
 
 Nothing global is touched: no pyplot, no backend, no display.
 """
@@ -92,7 +92,7 @@ def _loss(ax: Any, history: History, baseline: float | None) -> None:
         steps, losses = np.array(history.evaluations).T
         shown.append(losses)
         label = f"validation, last {losses[-1]:.4g}"
-        # Not cut off by the frame: the last one lies on it.
+        # Not clipped at the frame, on which the last mark lies.
         ax.plot(steps, losses, color=GREEN, marker="o", markersize=4.5, linewidth=1.0, clip_on=False, label=label)
     if baseline is not None:
         shown.append([baseline])
@@ -151,12 +151,12 @@ def _logarithmic(ax: Any, shown: Array) -> None:
 
 
 def _thinned(x: Array, y: Floats) -> tuple[Array, Floats]:
-    """x and y of a line that looks the same with at most 2 POINTS points: the extremes of each stretch."""
+    """x and y of a line that looks the same with at most 2 POINTS points: the extremes of each segment."""
     y = np.where(np.isfinite(y), y, np.nan)
     if len(y) <= 2 * POINTS:
         return x, y
     edges = np.linspace(0, len(y), POINTS + 1).astype(int)
     low, high = np.where(np.isnan(y), np.inf, y), np.where(np.isnan(y), -np.inf, y)
-    stretches = [slice(*edge) for edge in pairwise(edges)]
-    kept = np.unique([s.start + index for s in stretches for index in (low[s].argmin(), high[s].argmax())])
+    segments = [slice(*edge) for edge in pairwise(edges)]
+    kept = np.unique([s.start + index for s in segments for index in (low[s].argmin(), high[s].argmax())])
     return x[kept], y[kept]

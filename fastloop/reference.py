@@ -212,7 +212,7 @@ class BigramStep:
         self.grads.fill(0.0)
 
     def forward(self, inputs: Array, targets: Array, positions: Array, weights: Any) -> Any:
-        """The loss sum_n weights[n] loss[n] of a batch: four arrays (N,), of which backward keeps hold.
+        """The loss sum_n weights[n] loss[n] of a batch: four arrays (N,), which backward uses again.
 
         For the mean over each document's positions, and then over the B documents, a weight is
         1 / (B times the document's length).
@@ -297,7 +297,7 @@ class GPTStep:
         self.grads.fill(0.0)
 
     def forward(self, inputs: Array, targets: Array, positions: Array, weights: Any) -> Any:
-        """The loss sum_n weights[n] loss[n] of a batch: four arrays (N,), of which backward keeps hold.
+        """The loss sum_n weights[n] loss[n] of a batch: four arrays (N,), which backward uses again.
 
         A document begins wherever positions is 0.
         """
@@ -472,7 +472,7 @@ class MLPStep:
     def forward(self, X: Array, y: Array) -> Any:
         """The mean loss of a batch: X (N, in), and y (N, out) or, with cross-entropy, class ids (N,).
 
-        The squared error is averaged over the outputs as well.  backward keeps hold of both arrays.
+        The squared error is averaged over the outputs as well.  backward uses both arrays again.
         """
         out, self._y = self.outputs(X), y
         da = self._da[-1][: len(X)]

@@ -15,11 +15,11 @@ AHEAD = 4096            # examples that are looked up at a time where steps are 
 
 
 class Sampler:
-    """The indices of every step, as a function of the step alone, so that a run can go on from anywhere.
+    """The indices of every step, as a function of the step alone, so that a run can be resumed at any step.
 
     n: examples; a step takes `accumulate` micro-batches of `batch_size`.  order: "given", "shuffled" (a new permutation
-    each epoch) or "random" (drawn with replacement).  Where `epochs` is true every epoch ends with the batch that is
-    left over, however small; else batches run on from the last example to the first.
+    each epoch) or "random" (drawn with replacement).  If `epochs`, the last batch of an epoch holds what is left
+    over, however little; else a batch that reaches the last example goes on with the first.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Sampler:
     def take(self, first: int, steps: int) -> tuple[Ints, Ints]:
         """For the steps first .. first + steps: (indices, splits), both int64.
 
-        Micro-batch j takes indices[splits[j] : splits[j + 1]]; there are steps x accumulate of them.  What the indices
-        hold before splits[0] and from splits[-1] on belongs to other steps.
+        Micro-batch j takes indices[splits[j] : splits[j + 1]]; there are steps x accumulate of them.  Indices
+        before splits[0] and from splits[-1] on belong to other steps.
         """
         if not self.first <= first <= first + steps <= self.end:
-            # Who goes on from the last of them is given twice as many: a run of one step looks up one.
+            # Where steps are asked for in turn, twice as many as last time: a run of one step looks up only one.
             ahead = min(2 * (self.end - self.first), AHEAD // (self.batch_size * self.accumulate))
             count = max(steps, ahead if first == self.end else 0)
             self.indices, self.splits = self.look_up(first, count)

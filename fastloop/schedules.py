@@ -1,6 +1,6 @@
 """Learning-rate schedules: plain functions from the step (counted from 0) to a factor on the optimiser's lr.
 
-Any function of the step serves whose values are finite and at least 0 (another is refused when its step comes).  Those
+Any function of the step will do whose values are finite and at least 0 (any other value raises at its step).  Those
 made here compose (`warmup` in front of any, `join` end to end) and carry two attributes more.  `spec` describes the
 schedule in plain values that JSON can hold, and `from_spec` makes it again; a schedule that contains a function of the
 user's own has none.  One made without a length takes it from `fit`: its `for_steps(n)` gives the schedule for a run of
@@ -179,7 +179,7 @@ def warmup(steps: Whole, schedule: Function | None = None) -> Schedule:
     steps: length of the line, at least 0.  schedule: any function of the step, counted from the end of the line
     (default constant()); one that takes its length from fit gets what the line leaves.
 
-    The form is nanoGPT's: step 0 does not stand still, and the peak, at step `steps`, is not taken twice.
+    The form is nanoGPT's: the factor of step 0 is not 0, and the peak, at step `steps`, is not taken twice.
     """
     steps = whole("steps", steps, 0)
     schedule = constant() if schedule is None else _function("schedule", schedule)
@@ -290,15 +290,15 @@ def _to_plain(value: Any) -> Any:
 
 
 class Schedule:
-    """A function of the step that a maker here made: it shows, copies and pickles as that call."""
+    """A schedule that a function of this module made; repr, copy and pickle repeat that call."""
 
-    # Neither is there of every schedule: ask with hasattr.
+    # Not every schedule has these: ask with hasattr.
     spec: dict[str, Any]
     for_steps: Callable[[int], Schedule]
 
     def __init__(self, factor: Function, make: Callable[..., Schedule], arguments: dict[str, Any]) -> None:
         self._factor, self._made = factor, (make, arguments)
-        with suppress(AttributeError):      # of a user's own function, which only the user can make again
+        with suppress(AttributeError):      # a user's own function has no spec
             self.spec = {"name": make.__name__, **{name: _to_plain(value) for name, value in arguments.items()}}
 
     def __call__(self, step: int) -> float:
@@ -344,7 +344,7 @@ def _unbound(
 
 
 def _rest(used: Whole, bind: Callable[[int], Schedule]) -> Callable[[int], Schedule]:
-    """A for_steps that hands on what `used` steps leave of a run."""
+    """A for_steps that passes on the steps of a run that come after the first `used`."""
     def for_steps(n: int) -> Schedule:
         if whole("steps", n) <= used:
             raise ValueError(f"a run of {n} steps leaves nothing to a schedule whose last part begins at step {used}")

@@ -1,4 +1,4 @@
-"""How many threads a step may take, by the process's setting, and how many a fit's chunks do.
+"""How many threads a step may use, a setting of the process, and how many each chunk of a fit does use.
 
 What a thread then does is compiled (csrc/base/threads.h); nothing here looks at a model or at data.
 """
@@ -52,8 +52,8 @@ def default_threads() -> int:
         return os.cpu_count() or 1
 
 
-# A forked child has only the thread that forked, and libgomp would wait for the others for ever: so they are let go of
-# before, and the child begins with one.
+# A forked child has only the thread that forked, and libgomp would wait for the others for ever: so they are
+# released before the fork, and the child begins with one.
 _released, _stuck = True, False
 
 
@@ -75,18 +75,18 @@ if hasattr(os, "register_at_fork"):
 
 
 class Pace:
-    """How many threads a chunk of a fit takes: one, or as many as are set where that has been faster.  The bits are the
-    same.
+    """Chooses how many threads a chunk of a fit uses: one, or the maximum where that has been faster.  Results are
+    bitwise identical either way.
 
-    A thread that waits for another which gets no CPU makes a step several times as long, so on a busy machine one is
-    better than two.  The second chunk and later one in every TRIAL are short and try the other number; where threads
-    had to be woken for it, so does the next.  What other Python threads use is left alone.
+    On a busy machine one thread is better than two: a thread that waits for another which gets no CPU makes a step
+    several times as long.  The second chunk, and later one in every TRIAL, is short and tries the other number; where
+    its threads had to be woken first, the next chunk tries it again.  Other Python threads keep their own number.
 
     A trainer keeps one for each number of examples to a step, so that many short fits learn from each other.
     """
 
     TRIAL: ClassVar[int] = 16
-    AWAKE: ClassVar[float] = 0.01       # seconds beside which waking threads, up to a millisecond, is little
+    AWAKE: ClassVar[float] = 0.01       # seconds of a chunk, beside which waking threads (up to 1 ms) is little
 
     def __init__(self) -> None:
         self.seconds: dict[int, float] = {}     # by number of threads, what a prediction took the last time
@@ -115,7 +115,7 @@ class Pace:
         return threads, count
 
     def note(self, threads: int, seconds: float, predictions: int) -> None:
-        """What that chunk took."""
+        """Record what that chunk took."""
         awake = threads in (1, self.before) or seconds > self.AWAKE
         self.before = threads
         if predictions and (awake or self.tries >= 2):

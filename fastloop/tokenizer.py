@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def as_docs(docs: Iterable[str]) -> list[str]:
-    """`docs` as a list of documents; refused is what would pass for one, and has other parts than documents."""
+    """`docs` as a list of str; TypeError for what could be mistaken for one, such as one str or a DataFrame."""
     if isinstance(docs, str):
         raise TypeError(f"docs is one str, not a list of documents; say [text], or text.split('\\n'): {docs[:40]!r}")
     if isinstance(docs, dict) or hasattr(docs, "columns"):
@@ -122,7 +122,7 @@ class CharTokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         """All there is to know, as plain data for JSON; `from_dict` makes an equal tokenizer of it."""
-        # JSON would read a high surrogate and the low one after it as one character: such are written one by one.
+        # JSON would read a high surrogate and a low one after it as one character, so they are written one by one.
         return {"type": "char", "chars": list(self.chars) if _has_surrogates(self.chars) else self.chars}
 
     @classmethod

@@ -100,7 +100,7 @@ class Job:
         return "characters" if self.text else "documents"
 
     def say(self, name: str, text: str) -> None:
-        """A line of what is left out with --quiet; in a dry run it is a comment of the configuration."""
+        """Print a line, unless with --quiet; in a dry run as a comment of the configuration."""
         if not self.args.quiet:
             line = f"{name:12}{text}"
             print(configfile.comment(line) if self.args.dry_run else line, flush=True)
@@ -110,7 +110,7 @@ class Job:
 
 
 def prepare(args: argparse.Namespace, given: set[str]) -> Job:
-    """Read the data, make the model and its trainer, and refuse what could not go well later."""
+    """Read the data, make the model and its trainer, and refuse what would fail later."""
     train: Any
     val: Any
     train, val = load_data(args)
@@ -296,7 +296,7 @@ def make_callbacks(job: Job) -> list[Any]:
 
 
 class Samples:
-    """Says a sample every so many steps, from a random stream of its own."""
+    """Prints a sample every so many steps, from a random stream of its own."""
 
     def __init__(self, every: int, seed: int, sampling: dict[str, Any], say: Callable[[str], None]) -> None:
         self.every, self.seed, self.sampling, self.say = every, seed, sampling, say
@@ -304,7 +304,7 @@ class Samples:
     def on_log(self, trainer: Trainer) -> None:
         done = len(trainer.history or ())
         if done % self.every == 0:
-            seed = self.seed + done         # so that a resumed run says the same
+            seed = self.seed + done         # so that a resumed run prints the same
             (text,) = trainer.model.generate(trainer.tokenizer, 1, seed=seed, **self.sampling)
             self.say(as_sample(text, f"sample {done:,}"))
 
@@ -329,7 +329,7 @@ def report(job: Job, history: History) -> None:
 
 
 def write(job: Job) -> None:
-    """Write what was asked for, before all that may take a while and that Ctrl-C would end."""
+    """Write the files asked for, before the evaluation, which may take a while and be ended by Ctrl-C."""
     if job.args.export:
         job.trainer.model.save_safetensors(job.args.export, job.trainer.tokenizer)
     draw(job)
@@ -361,7 +361,7 @@ def conclude(job: Job, history: History, steps: int, seconds: float) -> int:
 
 
 def evaluate(job: Job) -> bool:
-    """Print the losses, that of training on no more data than is held out; returns whether they are finite."""
+    """Print the losses, the training loss on no more data than is held out; returns whether they are finite."""
     trainer, train, val = job.trainer, job.train, job.val
     parts = sample_of(train, len(val), trainer.model.block_size, job.args.seed) if val else [train]
     n, of = sum(map(len, parts)), ""
@@ -382,7 +382,7 @@ def evaluate(job: Job) -> bool:
 def sample_of(train: Documents, n: int, block_size: int, seed: int) -> list[Any]:
     """At most n of the documents, or characters, drawn at random: a list of parts that count the same.
 
-    A text gives up to ten stretches, one from each part of it, since one alone may be unlike the rest.
+    A text gives up to ten passages, one from each part of it, since a single one may be unlike the rest.
     """
     if n >= len(train):
         return [train]
@@ -427,8 +427,8 @@ def resumed_arguments(args: argparse.Namespace, given: set[str]) -> argparse.Nam
         stored = dict(meta["notes"]["arguments"])
     except (LookupError, TypeError, ValueError):
         raise errors.CheckpointError(f"{args.resume}: was not saved by this command; resume it from Python") from None
-    # It may come from somebody else: it is read like a configuration, and does not choose which files are written, but
-    # for going on with itself, under the name that the command line has for it.
+    # The file may come from somebody else: its arguments are checked like a configuration's, and do not choose which
+    # files are written, except that a run may go on saving to this file, by its name on the command line.
     own = {key(flag): vars(args)[key(flag)] for flag in {*given, "config", "resume"}}
     stored = {name: value for name, value in stored.items() if value is not None and name not in own}
     if "steps" in own:
@@ -468,7 +468,7 @@ def resumed_trainer(args: argparse.Namespace, given: set[str]) -> tuple[Trainer,
 
 
 def check_files(args: argparse.Namespace) -> None:
-    """Refuse before the work files that would take each other's place, and what could not be written after it."""
+    """Before any work, refuse files that would overwrite each other, and those that could not be written."""
     paths = {flag: vars(args)[flag] for flag, entry in FLAGS["files"].items() if entry.kind is str}
     if args.plot:
         paths["plot"] = with_ending(args.plot)
@@ -520,7 +520,7 @@ def identity(path: str | int) -> Any:
 
 
 def open_standard_streams() -> None:
-    """Where a standard stream is closed (`>&-`) nothing is said; no other file may get its number."""
+    """Open a closed standard stream (`>&-`) as /dev/null, so that no other file gets its number."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -542,7 +542,7 @@ def complain(error: Exception | str, status: int) -> int:
 
 
 def silence_stdout() -> None:
-    """Let go of what cannot be written, or Python complains of it at exit."""
+    """Discard output that cannot be written, or Python would complain of it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -72,7 +72,7 @@ finally:
 
 
 def remade(name: str, arguments: tuple[Any, ...], taken: tuple[bytes, float] | None = None) -> Any:
-    """What pickle makes of the compiled data and batches: that class of the variant at hand, and a batch filled again.
+    """What pickle makes of compiled data and batches: that class of the present variant, a batch filled again.
 
     taken: (indices as bytes of int64, total), or None.
     """
