@@ -42,7 +42,7 @@ NO_COMPILER = "fastloop is built from C and found no working C compiler; install
 
 
 class BuildExt(build_ext):
-    """Choose flags for the compiler at hand, and leave a copy of what was built in the source folder.
+    """Choose flags for the present compiler, and leave a copy of what was built in the source folder.
 
     The copy lets `python -m fastloop.train` work in the repository root, where the source folder hides the
     installed package.

@@ -7,11 +7,11 @@ compiled pass over a model's buffers, as a Trainer calls it.  `NumPy` is Adam as
 place` fastloop's twin.  PyTorch's fused and foreach Adam are torch.optim's.  Numba is a loop (parallel where there
 is more than one thread), without fastmath, as NumPy would round; JAX is a jitted function that is given its buffers.
 
-Traffic: a step reads the gradient, the parameter and both moments and writes all but the gradient: 56 bytes a
-parameter (fit also zeroes the gradient, 64; nobody does here).  `plain pass` reads and writes the very same with one
-addition for each value written, which is what memory allows: a Numba loop over the same threads.  Without Numba
-it is three NumPy additions over blocks that stay in cache, on one thread, and somewhat short of what memory allows.
-`share` is fastloop's rate over that of the plain pass.
+Traffic: a step reads the gradient, the parameter and both moments and writes all but the gradient: 56 bytes a parameter
+(fit also zeroes the gradient, 64; not done here).  `plain pass` reads and writes the very same with one addition for
+each value written, the limit that memory sets: a Numba loop over the same threads.  Without Numba it is three NumPy
+additions over blocks that stay in cache, on one thread, and somewhat slower than that limit.  `share` is fastloop's
+rate over that of the plain pass.
 """
 
 import harness
@@ -41,7 +41,7 @@ class Fastloop:
 
 
 class FastloopBound:
-    """The smallest Trainer's worth: a model of n parameters, whatever its shape, and its optimiser."""
+    """What a Trainer needs at least: a model of n parameters, whatever its shape, and its optimiser."""
 
     def __init__(self, param, threads):
         self.model = fl.BigramLM(1, n_embd=1, block_size=param.size - 2)

@@ -5,8 +5,8 @@ implementation has fastloop's losses within 1e-9 of them.  The learning rate is 
 training is chaotic and rounding alone moves the losses.  PyTorch and JAX come twice: `padded`, documents as lines of a
 rectangle, and `packed`, tokens end to end with only attention padded, which does fewer products.
 
-`products us` is a bound for everybody: the multiplications and additions with the weights alone, forward and twice
-backward, at the rate at which NumPy's BLAS multiplies two square matrices of 512 in the same run.
+`products us` is a rough lower bound for all: the multiplications and additions with the weights alone, forward and
+twice backward, at the rate at which NumPy's BLAS multiplies two square matrices of 512 in the same run.
 """
 
 import harness

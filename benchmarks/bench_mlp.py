@@ -3,7 +3,7 @@
 Checked first: from the same start over the same batches every implementation has fastloop's losses within 1e-9.
 Microseconds a step of Adam, everything included that a step needs; fit also gathers its batches.  JAX appears twice:
 one jitted call a step, and a lax.scan over many.  Widths 45 and 46 stand side by side because frameworks have
-been seen to fall off a cliff between the two.
+been seen to become many times slower between the two.
 """
 
 import harness

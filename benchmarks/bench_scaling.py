@@ -1,7 +1,7 @@
 """How the cost of fastloop's training step grows with vocabulary, width, batch, parameters and threads.
 
 Checked first, at every point: the losses of the first steps are the NumPy twin's within 1e-9; in the table of threads,
-the parameters after a run are the same bits at 1, 2, 3, 4 and 8 threads.
+the parameters after a run are bitwise identical at 1, 2, 3, 4 and 8 threads.
 
 Each sweep changes one thing: `ns/token` is a step of fit over the tokens it trains on, `peak MB` what resident memory
 rises by while a model and its Trainer are made and take their first steps, `model MB` what parameters, gradients and

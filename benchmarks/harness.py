@@ -1,4 +1,4 @@
-"""What all benchmarks share: arguments, the header, alternating timings, tables.  No kernel and no peer lives here."""
+"""What all benchmarks share: arguments, the header, alternating timings, tables.  What is timed is not here."""
 
 import argparse
 import ctypes

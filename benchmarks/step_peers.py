@@ -1,4 +1,4 @@
-"""The bigram model's training step in each framework, written as its good users would.  Nothing is timed here.
+"""The bigram model's training step in each framework, written as its experienced users would.  Nothing is timed here.
 
 Every class takes a Job (shape, start, batches) and the number of threads, and offers
     run(n)       at least n steps of Adam over the job's batches in turn; returns their losses
@@ -50,7 +50,7 @@ class Job:
 
 
 def synthetic(V, tokens, T, steps=1):
-    """Tokenizer and documents of T predictions each, ids drawn evenly from V, for `steps` steps."""
+    """Tokenizer and documents of T predictions each, ids drawn uniformly from V, for `steps` steps."""
     chars = [chr(0x20000 + i) for i in range(V - 1)]
     draw = random.Random(0)
     docs = ["".join(draw.choices(chars, k=T - 1)) for _ in range(steps * tokens // T)]

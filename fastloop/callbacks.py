@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 REDRAW_SECONDS = 0.05       # a terminal line is not written more often
 
 
-class _Stretch:
+class _Interval:
     """The figures of a run since the last `take`."""
 
     before: tuple[int, int, float]
@@ -81,7 +81,7 @@ class JsonLog:
 
     path: Path
     file: TextIO | None
-    stretch: _Stretch
+    interval: _Interval
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,21 +89,21 @@ class JsonLog:
 
     def on_start(self, trainer: Trainer) -> None:
         self.mend()
-        self.stretch = _Stretch(trainer)
+        self.interval = _Interval(trainer)
         self.write(
             "start", step=len(trainer.history), total_steps=trainer.total_steps, model=repr(trainer.model),
             optimizer=repr(trainer.optimizer),
         )
 
     def on_log(self, trainer: Trainer) -> None:
-        self.write("log", **self.stretch.take(trainer))
+        self.write("log", **self.interval.take(trainer))
 
     def on_evaluate(self, trainer: Trainer, step: int, loss: float) -> None:
         self.write("evaluate", step=step, loss=loss)
 
     def on_end(self, trainer: Trainer) -> None:
         history = trainer.history
-        step, predictions, seconds = _Stretch.place(history)
+        step, predictions, seconds = _Interval.place(history)
         if self.file is not None:
             self.write("end", step=step, stop_reason=history.stop_reason, seconds=seconds, predictions=predictions)
             self.file.close()
@@ -146,7 +146,7 @@ class Progress:
     terminal: bool
     shown: str
     validation: list[str]
-    stretch: _Stretch
+    interval: _Interval
     began: tuple[int, int, float]
     drawn: float                # when, by time.monotonic
 
@@ -158,8 +158,8 @@ class Progress:
     def on_start(self, trainer: Trainer) -> None:
         self.out = self.file or sys.stdout
         self.terminal = self.out.isatty()
-        self.stretch, self.validation, self.drawn = _Stretch(trainer), [], time.monotonic()
-        self.began = self.stretch.before
+        self.interval, self.validation, self.drawn = _Interval(trainer), [], time.monotonic()
+        self.began = self.interval.before
         if self.terminal:
             self.bar = self.make_bar(trainer)
 
@@ -179,14 +179,14 @@ class Progress:
 
     def on_log(self, trainer: Trainer) -> None:
         if not self.terminal:
-            print("  ".join(self.parts(self.stretch.take(trainer)).values()), file=self.out, flush=True)
+            print("  ".join(self.parts(self.interval.take(trainer)).values()), file=self.out, flush=True)
 
     def on_chunk(self, trainer: Trainer) -> None:
         ends = len(trainer.history) == trainer.total_steps or trainer.stop_reason is not None
         if not self.terminal or (time.monotonic() - self.drawn < REDRAW_SECONDS and not ends):
             return
         self.drawn = time.monotonic()
-        now = self.stretch.take(trainer, least=100)
+        now = self.interval.take(trainer, least=100)
         if self.bar is not None:
             # The losses first: tqdm cuts off what a narrow terminal has no room for.  It adds the steps a second.
             self.bar.set_description_str("  ".join(self.losses(now)), refresh=False)
@@ -251,7 +251,7 @@ class TensorBoard:
     logdir: Path
     make_writer: Any            # tensorboardX.SummaryWriter
     writer: Any
-    stretch: _Stretch
+    interval: _Interval
 
     def __init__(self, logdir: Path) -> None:
         # Now rather than in on_start, so that a missing package is reported before any work is done.
@@ -261,10 +261,10 @@ class TensorBoard:
 
     def on_start(self, trainer: Trainer) -> None:
         self.writer = self.make_writer(str(self.logdir), flush_secs=5)
-        self.stretch = _Stretch(trainer)
+        self.interval = _Interval(trainer)
 
     def on_log(self, trainer: Trainer) -> None:
-        now = self.stretch.take(trainer)
+        now = self.interval.take(trainer)
         self.writer.add_scalar("loss/train", now["loss"], now["step"])
         for name in ("lr", "norm", "clipped", "per_second"):
             self.writer.add_scalar(name, now[name], now["step"])

@@ -1,6 +1,6 @@
 """How many threads a step may use, a setting of the process, and how many each chunk of a fit does use.
 
-What a thread then does is compiled (csrc/base/threads.h); nothing here looks at a model or at data.
+What a thread then does is compiled (csrc/base/threads.h); nothing here depends on a model or on data.
 """
 
 from __future__ import annotations

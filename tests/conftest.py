@@ -29,7 +29,7 @@ def variant(request, monkeypatch):
 
 @pytest.fixture
 def many_threads(monkeypatch):
-    """Work however small uses as many threads as the test then sets, as only large work does otherwise."""
+    """Even the smallest work uses as many threads as the test then sets; otherwise only large work does."""
     monkeypatch.setattr("fastloop.threads.Pace.choose", lambda self, count: (fl.get_num_threads(), count))
     threads, work = fl.get_num_threads(), _core.variant.set_work_per_thread(1)
     yield
@@ -39,5 +39,5 @@ def many_threads(monkeypatch):
 
 @pytest.fixture
 def as_with_openmp(monkeypatch):
-    """A number of threads can be set in a build without OpenMP too, where compiled code then takes no notice of it."""
+    """The number of threads can be set in a build without OpenMP too; compiled code then ignores it."""
     monkeypatch.setattr(_core.variant, "openmp", True)

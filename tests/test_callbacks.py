@@ -1,4 +1,4 @@
-"""The callbacks: what they write, in a terminal and out of one, and that a resumed or broken run leaves it whole."""
+"""The callbacks: what they write, to a terminal and to files, also where a run breaks off or is resumed."""
 
 import builtins
 import io
@@ -229,7 +229,7 @@ class Says:
 
 
 @pytest.mark.usefixtures("no_tqdm")
-def test_what_is_said_stands_above_the_line(monkeypatch):
+def test_printed_text_stands_above_the_progress_line(monkeypatch):
     monkeypatch.setattr("fastloop.callbacks.REDRAW_SECONDS", 1000.0)
     monkeypatch.setenv("COLUMNS", "200")
     progress = Progress(Terminal())
@@ -251,7 +251,7 @@ def test_numbers_of_any_size_keep_the_line_short(x, digits, small, text):
     assert callbacks.fixed(x, digits, small) == text
 
 
-def test_callbacks_are_heard_without_log_every(tmp_path):
+def test_callbacks_are_called_without_log_every(tmp_path):
     trainer = make_trainer()
     trainer.fit(DOCS[:200], steps=250, callbacks=[JsonLog(tmp_path / "run.jsonl")])
     assert [line["step"] for line in read(tmp_path / "run.jsonl") if line["event"] == "log"] == [1, 100, 200, 250]

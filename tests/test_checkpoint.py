@@ -271,7 +271,7 @@ def test_no_writer_replaces_a_device_a_pipe_or_a_folder(write, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fchmod"), reason="needs the modes of POSIX")
-def test_what_a_link_leads_to_is_replaced_and_keeps_its_mode(write, tmp_path):
+def test_the_target_of_a_link_is_replaced_and_keeps_its_mode(write, tmp_path):
     (tmp_path / "folder").mkdir()
     target, link = tmp_path / "folder" / "run.png", tmp_path / "link.png"
     link.symlink_to("folder/run.png")
@@ -394,7 +394,7 @@ def test_a_run_of_wrong_settings_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("classes", [["a"], [0, 0, 1], [[0, 1, 2]], {"a": 1}, "abc", 3, [0, None, 1], ["a", "b", 2]])
-def test_classes_that_are_none_of_the_model_are_refused(tmp_path, classes):
+def test_classes_that_do_not_fit_the_model_are_refused(tmp_path, classes):
     path = tmp_path / "run.npz"
     trainer = fl.Trainer(fl.SoftmaxRegression(2, 3))
     trainer.save(path)

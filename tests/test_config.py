@@ -112,7 +112,7 @@ def test_where_not_all_threads_can_be_made_fit_goes_on_with_fewer(room, least, m
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")    # Python warns of fork in a process with threads: the point
-def test_in_a_child_whose_parents_threads_could_not_be_let_go_of_more_than_one_is_refused(monkeypatch):
+def test_more_than_one_thread_is_refused_in_a_child_whose_parents_threads_were_not_released(monkeypatch):
     monkeypatch.setattr(_core.variant, "release_threads", lambda: False)
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""Copies: what is copied or pickled trains, saves and generates like the original, and apart from it."""
+"""Copies: what is copied or pickled trains, saves and generates like the original, and independently of it."""
 
 import copy
 import json
@@ -80,7 +80,7 @@ def test_assigning_to_flat_writes_into_the_buffer():
         params.flat = [1.0, 2.0]
 
 
-def test_a_models_buffer_cannot_be_taken_from_under_it():
+def test_a_models_buffer_cannot_be_replaced():
     model = MODELS["bigram"]()
     with pytest.raises(AttributeError, match="params stays the model's own: write into it"):
         model.params = fl.Params(model.params.shapes)
@@ -102,7 +102,7 @@ def test_a_copied_model_saves_what_it_has_learnt(kind, again, tmp_path):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_copied_model_trains_apart(kind, again):
+def test_a_copied_model_trains_independently(kind, again):
     own = trainer(kind)
     own.fit(*DATA[kind], steps=5)
     before = own.model.params.flat.copy()
@@ -126,7 +126,7 @@ def test_the_best_model_kept_by_a_callback_is_that_of_its_step():
         assert fl.Trainer(model, tokenizer=TOK).evaluate(DOCS) == loss
 
 
-def test_a_models_own_attributes_go_along(again):
+def test_attributes_that_a_user_gave_a_model_are_copied(again):
     model = MODELS["bigram"]()
     model.note = ["of the user's"]
     assert again(model).note == ["of the user's"]
@@ -224,7 +224,7 @@ def test_a_copied_optimiser_refuses_a_model_of_other_shapes():
         fl.Trainer(fl.LinearRegression(2), copy.deepcopy(own.optimizer))
 
 
-def test_an_optimiser_that_serves_nothing_yet_is_copied(again):
+def test_an_unbound_optimiser_is_copied(again):
     optimizer = again(fl.AdamW(lr=0.3, no_decay=["bias"]))
     assert optimizer.config == fl.AdamW(lr=0.3, no_decay=["bias"]).config
     assert (optimizer.t, optimizer.lr) == (0, 0.3)
@@ -284,7 +284,7 @@ def test_prepared_windows_of_a_text_are_copied(again):
     assert twin.fingerprint() == data.fingerprint()
 
 
-def test_what_one_instruction_set_pickled_another_reads():
+def test_what_is_pickled_names_no_instruction_set():
     own = trainer("mlp")
     for made in (own.prepare(X, Y)[0], own.batch(X, Y), own):
         assert f"_core.{_core.isa}".encode() not in pickle.dumps(made)
@@ -328,7 +328,7 @@ def test_a_lambda_is_copied_and_pickling_it_names_it():
         pickle.dumps(own)
 
 
-def test_histories_are_copied_apart(again):
+def test_copied_histories_are_independent(again):
     history = trainer("mlp").fit(X, Y, steps=5, validation=(X, Y), eval_every=2)
     twin = again(history)
     assert twin.to_json() == history.to_json()

@@ -1,4 +1,4 @@
-"""The compiled classes called directly: what they say of themselves, and what they refuse before memory is touched."""
+"""The compiled classes called directly: their attributes, and what they refuse before any memory is touched."""
 
 import shutil
 import subprocess
@@ -34,7 +34,7 @@ def run(variant, splits, steps=1, accumulate=1, losses=None, clipped=None, batch
     return loop.run(batch, indices, splits, accumulate, F(steps), np.inf, losses, F(steps), clipped=clipped)
 
 
-def test_what_the_objects_say_of_themselves(variant):
+def test_attributes_of_the_compiled_objects(variant):
     data = tokens(variant)
     assert (data.n_examples, data.longest, data.windows) == (2, 3, False)
     assert (data.n_ids, data.block_size) == (3, 3)
@@ -183,8 +183,8 @@ def test_an_empty_micro_batch_adds_nothing(variant):
     assert norms[0] > 0.0
 
 
-def test_gradients_taken_where_they_are_are_let_go(variant):
-    """An optimiser for arrays keeps no hold of a gradient after the step, nor after one that it refuses."""
+def test_gradients_read_without_a_copy_are_released(variant):
+    """An optimiser for arrays keeps no reference to a gradient after the step, nor after one that it refuses."""
     optimizer = variant.SGD([F(3)], [[]], [0.0], None, 0.0, 0.0, False)
     good, bad = F(3), np.full(3, np.nan)
     before = sys.getrefcount(good), sys.getrefcount(bad)
@@ -193,7 +193,7 @@ def test_gradients_taken_where_they_are_are_let_go(variant):
         assert optimizer.step_with([bad], 0.1, True)[0] == 0
         assert optimizer.step_with([F(4)], 0.1, True) == (0, None)
     assert (sys.getrefcount(good), sys.getrefcount(bad)) == before
-    good.resize(5, refcheck=False)      # NumPy refuses while someone looks at the memory
+    good.resize(5, refcheck=False)      # NumPy refuses while a view of the memory exists
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (6,), (3, 2, 1), (3,)])
@@ -226,7 +226,7 @@ def fresh_import(tmp_path):
     return fresh_import
 
 
-def test_an_unbuilt_source_folder_says_what_hides_what(fresh_import, tmp_path):
+def test_an_unbuilt_source_folder_says_that_it_was_imported(fresh_import, tmp_path):
     assert "holds no compiled modules of fastloop for Python" in fresh_import()
     (tmp_path / "src/setup.py").touch()
     said = fresh_import()

@@ -221,7 +221,7 @@ def counted(train, val, tokenizer, block_size, smoothing):
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 8, 100])
-def test_the_baseline_counts_what_the_model_is_asked(block_size):
+def test_the_baseline_counts_the_models_predictions(block_size):
     docs = load_docs()[:300] + ["", "zz"]
     tokenizer = CharTokenizer(docs)
     alone = bigram_baseline(docs, tokenizer=tokenizer, block_size=block_size)

@@ -1,4 +1,4 @@
-"""fastloop.diagnose: runs made sick on purpose are named, healthy ones are left in peace."""
+"""fastloop.diagnose: what is wrong with a faulty run is named, and nothing is found in a healthy one."""
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def line_loop(zero, lr=0.01, steps=200, recorded=("lr", "norm")):
     return history
 
 
-# --- sick
+# --- faulty runs
 
 @pytest.mark.parametrize("batch_size, lr", [(1, 1e-7), (32, 1e-7), (1, 1e-5)])
 def test_learning_rate_far_too_small(batch_size, lr):
@@ -288,7 +288,7 @@ def test_gradients_never_zeroed_in_linear_regression(lr, steps):
     assert the(diagnosis, "never_zeroed")["loss_back"] > 10.0
 
 
-# --- healthy
+# --- healthy runs
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("settings", [
@@ -361,7 +361,7 @@ FALLING = 3.3 - STEP / 400
 
 @pytest.mark.parametrize("loss, norm", [
     (FALLING, (1 + STEP) * (1.0 + 0.2 * NOISE).clip(0.5)),     # grows like a sum, but is noisy as single gradients are
-    (FALLING, 1.0 + np.minimum(STEP, 30)),                     # grows as small weights let it, then levels off
+    (FALLING, 1.0 + np.minimum(STEP, 30)),                     # grows while the weights are small, then levels off
     (FALLING, 1.0 + STEP / 40),                                # grows tenfold
     (NOISE**2, np.abs(NOISE) + 1.0 * (STEP > 0)),              # a noisy loss comes back and falls at every other step
     (np.where(STEP, NOISE**2, 0.01), np.where(STEP, np.abs(NOISE), 0.1)),     # the first example happened to be easy
@@ -380,7 +380,7 @@ def test_a_run_that_goes_on_may_begin_anywhere():
     assert diagnose(history) == []
 
 
-# --- what it gives and takes
+# --- arguments and results
 
 @pytest.mark.parametrize("recorded", [(), ("lr",), ("norm",)])
 def test_columns_that_were_not_recorded(recorded):

@@ -1,4 +1,4 @@
-"""Nothing that is not finite is ever written to a parameter or a moment, however large the numbers are.
+"""No step writes NaN or infinity to a parameter or a moment, however large the numbers are.
 
 A step that would is refused before anything has changed.
 """
@@ -73,7 +73,7 @@ def sgd_step(grad, param, velocity, t, lr, weight_decay, momentum, dampening, ne
 
 
 def unguarded(kind, options, opt, params, grads):
-    """The parameters and states after the step, as the kernels write them with nobody looking."""
+    """The parameters and states after the step, as the kernels write them without the finite check."""
     params = [p.copy() for p in params]
     states = [[a.copy() for a in slots.values()] for slots in opt._state]
     with np.errstate(all="ignore"):
@@ -201,7 +201,7 @@ def test_a_schedule_that_gives_no_learning_rate_ends_the_run_before_that_step(ba
 @pytest.mark.parametrize("factor", [
     np.float64(0.5), np.float32(0.5), np.array(0.5), 1, True, Fraction(1, 2), np.int64(2), np.longdouble(0.5),
 ])
-def test_whatever_is_a_real_number_serves_as_a_factor(factor):
+def test_any_real_number_will_do_as_a_factor(factor):
     trainer, twin = make(schedule=lambda step: factor), make(schedule=lambda step: float(factor))
     history, expected = trainer.fit(DOCS, steps=3), twin.fit(DOCS, steps=3)
     np.testing.assert_allclose(history.lr, expected.lr, rtol=1e-7)
@@ -209,7 +209,7 @@ def test_whatever_is_a_real_number_serves_as_a_factor(factor):
 
 
 @pytest.mark.parametrize("value, clip", [(math.nan, 1.0), (math.inf, None), (1e180, None), (1e180, 1e170)])
-def test_by_hand_the_gradients_are_looked_at_after_clipping(value, clip):
+def test_by_hand_the_gradients_are_checked_after_clipping(value, clip):
     trainer = make()
     trainer.forward(trainer.batch(DOCS))
     trainer.backward()
@@ -253,7 +253,7 @@ def test_settings_too_large_are_refused_with_the_parameters_as_they_were(optimiz
     lambda p: fl.Adam(params=p, weight_decay=1e100), lambda p: fl.SGD(params=p, weight_decay=1e100, lr=1e-200),
     lambda p: fl.AdamW(params=p, weight_decay=1e100),
 ])
-def test_parameters_are_looked_at_afresh_where_they_are_multiplied(make):
+def test_parameters_are_checked_before_every_step(make):
     """They are the user's, who may have written to them since the last step."""
     params = [np.zeros(9)]
     opt = make(params)
@@ -266,8 +266,8 @@ def test_parameters_are_looked_at_afresh_where_they_are_multiplied(make):
     assert digest(opt, params) == before
 
 
-def test_a_row_that_was_not_finite_before_is_left_to_its_owner():
-    """Only what is finite can become otherwise: a parameter that never was does not stop the others."""
+def test_a_parameter_that_was_not_finite_before_does_not_stop_the_others():
+    """A step is refused only where it would make a finite value infinite or NaN."""
     p = np.array([math.nan, 1.0, -math.inf])
     opt = fl.Adam(params=[p])
     for _ in range(3):
@@ -275,7 +275,7 @@ def test_a_row_that_was_not_finite_before_is_left_to_its_owner():
     assert p[1] == pytest.approx(1.0 - 3e-3)
 
 
-def test_moments_written_by_hand_are_looked_at_once_the_step_count_is_set():
+def test_moments_written_by_hand_are_checked_once_the_step_count_is_set():
     for slot, value in (("exp_avg", 1e307), ("exp_avg_sq", math.inf), ("exp_avg_sq", -1.0), ("exp_avg", math.nan)):
         p = np.ones(4)
         opt = fl.Adam(params=[p], lr=1e3)
@@ -288,7 +288,7 @@ def test_moments_written_by_hand_are_looked_at_once_the_step_count_is_set():
         assert digest(opt, [p]) == before
 
 
-def test_a_trusted_gradient_does_not_get_past_a_learning_rate_that_is_too_large():
+def test_without_the_finite_check_too_large_a_learning_rate_is_still_refused():
     p = np.ones(4)
     opt = fl.Adam(params=[p], lr=1e308)
     with pytest.raises(fl.DivergenceError, match="would not be finite"):

@@ -81,7 +81,7 @@ SHAPES = [  # D, T, n_layer, n_head, lengths
 
 
 @pytest.mark.parametrize("D, T, n_layer, n_head, lengths", SHAPES)
-def test_gradients_are_the_complex_step(D, T, n_layer, n_head, lengths):
+def test_gradients_equal_the_complex_step_derivative(D, T, n_layer, n_head, lengths):
     """d loss / d p = Im loss(p + i h) / h with h = 1e-30: exact, and derived from the twin's forward pass alone."""
     net = Net(D, T, n_layer, n_head)
     batch = make_batch(make_data(lengths, T))
@@ -104,7 +104,7 @@ def test_gradients_are_the_complex_step(D, T, n_layer, n_head, lengths):
     (64, 1, 2, 16, 300, RAGGED * 3), (69, 1, 3, 16, 27, RAGGED * 3), (8, 1, 1, 1, 11, [1, 4]),
     (16, 1, 4, 8, 3000, RAGGED),
 ], ids=str)
-def test_loss_gradients_and_logits_are_the_twins(D, n_layer, n_head, T, V, lengths):
+def test_loss_gradients_and_logits_equal_the_twins(D, n_layer, n_head, T, V, lengths):
     net = Net(D, T, n_layer, n_head, V, std=0.15)
     batch = make_batch(make_data(lengths, T, V))
     loss, grads = net.pass_(batch)
@@ -261,7 +261,7 @@ def test_what_is_not_finite_reaches_the_loss(tensor, value):
 
 
 @pytest.mark.parametrize("D, T, n_layer, n_head, V", [(16, 16, 1, 4, 27), (12, 21, 2, 1, 5), (64, 40, 2, 4, 300)])
-def test_generation_with_the_cache_is_the_forward_pass(D, T, n_layer, n_head, V):
+def test_generation_with_the_cache_equals_the_forward_pass(D, T, n_layer, n_head, V):
     """Eight documents side by side, fed token by token, give the logits that a whole forward pass gives."""
     net = Net(D, T, n_layer, n_head, V)
     data = make_data([T + 3] * 8, T, V)

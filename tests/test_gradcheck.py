@@ -17,7 +17,7 @@ PARAMS = {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=2)}
 
 
 def loss(params):
-    """Mean squared error of tanh(X w + b); fit for complex numbers."""
+    """Mean squared error of tanh(X w + b); also for complex numbers."""
     return ((np.tanh(X @ params["w"] + params["b"]) - Y) ** 2).mean()
 
 
@@ -102,7 +102,7 @@ def test_an_error_on_the_way_leaves_the_model_as_it_was(monkeypatch):
     assert model.params.flat.tobytes() == params
 
 
-# --- users' own
+# --- users' own losses
 
 def test_complex_step_is_exact():
     check = fl.gradcheck(loss, PARAMS, gradients())

@@ -60,7 +60,7 @@ def bound(variant, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_gradient_is_the_complex_step_s(variant, case):
+def test_every_gradient_equals_the_complex_step_derivative(variant, case):
     V, D, T, _ = CASES[case]
     *_, expected = setting(case)
     loop, batch, gradient = bound(variant, case)
@@ -74,7 +74,7 @@ def test_every_gradient_is_the_complex_step_s(variant, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_loss_and_batch_are_the_twin_s(variant, case):
+def test_loss_and_batch_equal_the_twins(variant, case):
     V, D, T, _ = CASES[case]
     params, _, _, arrays, _ = setting(case)
     loop, batch, _ = bound(variant, case)
@@ -99,7 +99,7 @@ def test_backward_adds(variant, case):
 
 
 @pytest.mark.parametrize("case", ["eight chunks of tokens", "three tiles", "logits not kept, two panels"])
-def test_threads_share_the_gradient_to_the_same_bits(variant, case):
+def test_the_gradient_has_the_same_bits_at_any_number_of_threads(variant, case):
     loop, batch, gradient = bound(variant, case)
     work, found = variant.set_work_per_thread(1), set()
     try:

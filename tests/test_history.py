@@ -234,7 +234,7 @@ def test_importing_fastloop_imports_none_of_the_extras():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_a_history_presents_itself():
+def test_repr_of_a_history():
     history = History()
     assert repr(history) == "<History of 0 steps, running>"
     history.append(3.0)

@@ -1,4 +1,4 @@
-"""Every kernel against its NumPy twin, and every check that stands before it."""
+"""Every kernel against its NumPy twin, and every check of its arguments."""
 
 import array
 import ast
@@ -73,7 +73,7 @@ def assert_same(name, expected, result):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_kernel_is_its_twin(variant, name, size):
+def test_kernel_equals_its_twin(variant, name, size):
     expected, result = make(name, *size), make(name, *size)
     expected_value, value = call(reference, name, expected), call(kernels, name, result)
     assert value == expected_value or value == pytest.approx(expected_value, rel=1e-12, abs=0.0)

@@ -1,4 +1,4 @@
-"""Logits and probabilities against the NumPy twin, and the way of a model through a safetensors file."""
+"""Logits and probabilities against the NumPy twin, and a model saved to a safetensors file and read back."""
 
 import copy
 import json
@@ -39,7 +39,7 @@ def model(request):
 
 
 @pytest.mark.parametrize("t", range(1, 8))
-def test_logits_of_ids_are_the_twins(model, t):
+def test_logits_of_ids_equal_the_twins(model, t):
     ids = np.random.default_rng(t).integers(0, model.vocab_size, t)
     logits = model.logits(ids.tolist())
     assert (logits.shape, logits.dtype) == ((t, model.vocab_size), np.float64)
@@ -155,7 +155,7 @@ def test_the_file_has_the_mode_of_any_other(mask, tmp_path):
     ({"n_head": "3"}, "n_embd = 8 must be a multiple of n_head = 3"),
     ({"n_head": "0"}, "n_head"),
 ])
-def test_metadata_that_do_not_fit_are_refused_before_memory_is_asked_for(change, words, tmp_path):
+def test_metadata_that_do_not_fit_are_refused_before_memory_is_allocated(change, words, tmp_path):
     numpy = pytest.importorskip("safetensors.numpy", reason="the extra safetensors is not installed")
     model, path = MODELS["gpt"](), tmp_path / "x.safetensors"
     metadata = {"model": "GPT", **{name: str(value) for name, value in model.config.items()}, **change}

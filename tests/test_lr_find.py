@@ -95,7 +95,7 @@ def test_an_error_on_the_way_leaves_no_trace(monkeypatch):
     assert digest(trainer) == seen
 
 
-def test_lrs_grow_by_one_ratio_and_losses_are_fits():
+def test_lrs_grow_by_a_constant_ratio_and_losses_are_those_of_fit():
     trainer = language(fl.SGD(lr=123.0), schedule=lambda step: 0.5)
     trainer.steps = 7       # as if it had trained before
     found = fl.lr_find(trainer, DOCS, lr_min=1e-3, lr_max=1e-1, steps=5, batch_size=4, smoothing=0.5)
@@ -192,7 +192,7 @@ def test_in_the_middle_of_a_step_it_is_refused_and_the_gradients_stay():
     assert before.any()
 
 
-def test_a_state_that_could_not_be_put_back_is_refused_before_the_test():
+def test_a_state_that_could_not_be_restored_is_refused_before_the_test():
     trainer = language()
     trainer.fit(DOCS, steps=3)
     trainer.optimizer.flats["exp_avg"].flat[5] = np.nan
@@ -203,7 +203,7 @@ def test_a_state_that_could_not_be_put_back_is_refused_before_the_test():
     assert (trainer.optimizer.t, trainer.optimizer.lr) == (3, language().optimizer.lr)
 
 
-def test_a_signal_that_interrupts_putting_back_leaves_no_trace(monkeypatch):
+def test_a_signal_that_interrupts_the_restoring_leaves_no_trace(monkeypatch):
     trainer = language()
     trainer.fit(DOCS, steps=3)
     seen, load, calls = digest(trainer), fl.Adam.load_state_dict, []

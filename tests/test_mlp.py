@@ -1,4 +1,4 @@
-"""LinearRegression, SoftmaxRegression and MLP: worked numbers, gradients, trajectories, bits, and what is refused."""
+"""LinearRegression, SoftmaxRegression and MLP: worked examples, gradients, trajectories, equal bits, refusals."""
 
 import numpy as np
 import pytest
@@ -477,7 +477,7 @@ def test_two_classes_of_bool_are_false_and_true():
     ([1.0, 2.0, np.inf], ValueError, r"classes\[2\] = inf is not finite"),
     ("abc", ValueError, "classes has shape"),
 ])
-def test_classes_that_are_none_are_refused(labels, error, message):
+def test_classes_that_are_not_distinct_labels_are_refused(labels, error, message):
     model = fl.SoftmaxRegression(2, 3)
     with pytest.raises(error, match=message):
         model.classes = labels

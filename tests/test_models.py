@@ -59,7 +59,7 @@ def test_a_gradient_whose_square_overflows_is_caught_before_the_step():
     np.testing.assert_array_equal(one.model.params.flat, before)
 
 
-def test_divergence_is_told_even_where_the_schedule_has_no_length_yet():
+def test_divergence_is_reported_even_where_the_schedule_has_no_length_yet():
     one = trainer(schedule=fl.schedules.linear())
     one.model.params["wte"][...] = np.nan
     with pytest.raises(fl.DivergenceError, match=r"the loss is nan \(lr nan") as raised:

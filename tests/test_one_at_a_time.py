@@ -1,4 +1,4 @@
-"""One run at a time on a model: what would change it meanwhile is refused, what looks at it is not."""
+"""One run at a time on a model: what would change it meanwhile is refused, what only reads it is not."""
 
 import copy
 import signal
@@ -81,7 +81,7 @@ def test_in_a_callback_nothing_else_changes_the_model(what):
 
 
 @pytest.mark.parametrize("what", ["zero_grad()", "forward()", "backward()", "step()", "fit()", "lr_find()"])
-def test_nor_does_another_trainer_of_the_model(what):
+def test_in_a_callback_no_other_trainer_changes_the_model(what):
     own = make()
     other = fl.Trainer(own.model, fl.SGD(lr=0.1), tokenizer=TOK)
     batch = other.batch(DOCS)
@@ -115,7 +115,7 @@ def test_a_callback_evaluates_saves_and_generates(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_run_that_ends_badly_lets_go_of_the_model(error):
+def test_a_run_that_ends_badly_releases_the_model(error):
     def fail(trainer):
         raise error
 
@@ -130,7 +130,7 @@ def test_a_run_that_ends_badly_lets_go_of_the_model(error):
     assert len(own.fit(DOCS, steps=3)) == 3
 
 
-def test_of_several_threads_in_fit_one_trains_and_the_others_are_told():
+def test_of_several_threads_in_fit_one_trains_and_the_others_raise():
     own, plain = make(), make()
     plain.fit(DOCS, steps=4000)
     out = parallel(*[lambda: own.fit(DOCS, steps=4000)] * 3)
@@ -179,7 +179,7 @@ def test_while_a_thread_trains_another_neither_copies_nor_saves_nor_moves(tmp_pa
 
 
 def test_moves_in_two_threads_are_an_error_and_not_a_crash():
-    """On batches so large, and as often, that the threads do meet."""
+    """With batches so large, and so often, that the threads do collide."""
     own = fl.Trainer(fl.GPT(TOK.vocab_size, n_embd=64, block_size=8), fl.Adam(), tokenizer=TOK)
     batches = [own.batch(DOCS * n) for n in (40, 90)]
 
@@ -226,7 +226,7 @@ def test_steps_of_one_optimiser_in_two_threads_are_an_error_and_not_a_crash():
 
 
 @pytest.mark.parametrize("make_model", [fl.BigramLM, fl.GPT])
-def test_threads_that_generate_from_one_model_draw_the_samples_of_one_after_the_other(make_model):
+def test_threads_that_generate_from_one_model_draw_the_same_samples_as_one_after_the_other(make_model):
     model = make_model(TOK.vocab_size, init_std=0.3)
     expected = [model.generate(TOK, 30, seed=seed) for seed in range(6)]
     for _ in range(3):
@@ -343,7 +343,7 @@ class Alarm(Exception):
     pass
 
 
-def test_a_step_whose_end_a_signal_interrupts_has_been_taken():
+def test_a_step_that_a_signal_interrupts_as_it_returns_has_been_taken():
     class Loop:
         def __init__(self, loop):
             self.loop = loop
@@ -367,14 +367,14 @@ def test_a_step_whose_end_a_signal_interrupts_has_been_taken():
 
 
 @pytest.mark.parametrize("call", range(4))
-def test_ctrl_c_is_the_users_own_again_where_a_signal_interrupts_fit(call, monkeypatch):
+def test_the_users_handler_of_ctrl_c_is_restored_where_a_signal_interrupts_fit(call, monkeypatch):
     before, real, calls = signal.getsignal(signal.SIGINT), signal.signal, []
 
     def interrupted(*arguments):
         if call % 2:
             real(*arguments)
         calls.append(arguments)
-        if len(calls) == 1 + call // 2:      # the first listens, the second gives back
+        if len(calls) == 1 + call // 2:      # the first call sets the handler, the second restores it
             raise Alarm
         return real(*arguments)
 

@@ -147,7 +147,7 @@ def test_defaults_are_torchs(name):
     for parameter in inspect.signature(getattr(fl, name)).parameters.values():
         if parameter.name not in ("params", "no_decay"):
             assert parameter.default == theirs[parameter.name].default, parameter.name
-            assert list(theirs).index(parameter.name) < 6       # by place it means the same
+            assert list(theirs).index(parameter.name) < 6       # by index it means the same
 
 
 class Flat:
@@ -231,7 +231,7 @@ def test_tiny_moments_become_zero():
         assert np.isfinite(p).all()
 
 
-# --- whose arrays
+# --- arrays of the user's
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_torch_tensors_in_place(requires_grad):
@@ -416,7 +416,7 @@ def test_bad_gradients_change_nothing(kind, bad):
     assert opt.t == 2
 
 
-def test_check_finite_false_lets_them_through():
+def test_check_finite_false_lets_bad_gradients_through():
     p = np.zeros(2)
     opt = fl.Adam(params=[p])
     opt.step([np.array([np.nan, 1.0])], check_finite=False)
@@ -686,7 +686,7 @@ def test_the_state_of_an_sgd_without_momentum_may_say_none():
     (-1, ValueError), (1.5, TypeError), (2**53 + 1, ValueError), (1e30, ValueError), (math.nan, TypeError),
     ("3", TypeError), (None, TypeError), (True, TypeError), (np.ones(2), TypeError),
 ])
-def test_a_step_count_that_is_none_is_refused(value, error):
+def test_a_step_count_that_is_not_one_is_refused(value, error):
     opt = fl.Adam(params=arrays())
     opt.t = 7.0
     with pytest.raises(error, match=r"^t = .* must be an int of at least 0"):
@@ -724,7 +724,7 @@ def test_clip_value_brings_each_gradient_inside(limit):
 
 @pytest.mark.parametrize("clip_norm, clip_value", [(math.inf, math.inf), (1.5, math.inf), (math.inf, 0.4)])
 def test_clip_value_in_the_compiled_loop(clip_norm, clip_value):
-    """Many steps in one call: the same bits as move by move, the norm from before clipping, and which steps clipped."""
+    """Many steps in one call: the same bits as move by move; norms before clipping; which steps were clipped."""
     (trainer, data), (twin, _) = bigram(), bigram()
     steps = 25
     losses, norms, clipped = np.empty(steps), np.empty(steps), np.full(steps, 7, np.uint8)
@@ -755,7 +755,7 @@ def test_clip_value_in_the_compiled_loop(clip_norm, clip_value):
 @pytest.mark.parametrize("value, clip_value, taken", [
     (1e200, math.inf, 0), (1e200, 1.0, 1), (1e200, 1e199, 0), (math.nan, 1.0, 0),
 ])
-def test_what_clipping_by_value_may_save(value, clip_value, taken):
+def test_a_gradient_too_large_to_square_can_be_clipped_by_value(value, clip_value, taken):
     """A gradient too large to be squared can be clipped; one that is not finite never is."""
     trainer, data = bigram()
     trainer.model.params["wte"][0] = value      # the gradient of lm_head grows with it, the logits stay 0

@@ -118,7 +118,7 @@ def test_long_lines_keep_their_extremes(n):
     assert (np.diff(thin_x) > 0).all()
     np.testing.assert_array_equal(thin_y, y[thin_x])
     width = -(-n // plot.POINTS)
-    for first in range(0, n - 2 * width, n // 50):      # some window that holds a whole stretch
+    for first in range(0, n - 2 * width, n // 50):      # some window that holds a whole segment
         inside = (thin_x >= first) & (thin_x < first + 2 * width)
         assert inside.sum() >= 2
     assert (thin_y.max(), thin_y.min()) == (99.0, -99.0)

@@ -1,4 +1,4 @@
-"""Who may reach into whom: what the Python files keep to themselves stays with them."""
+"""The Python files: private names are used in their own file only, and every file says what it holds."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 import fastloop as fl
 
-PUBLIC = {"os._exit"}        # whatever it looks like
+PUBLIC = {"os._exit"}        # in spite of its underscore
 FILES = sorted(Path(fl.__file__).parent.glob("*.py"))
 
 

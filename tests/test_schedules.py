@@ -110,7 +110,7 @@ def test_join_counts_each_from_its_boundary():
     assert s.join([s.linear(4)], [])(1) == 0.75
 
 
-def test_a_length_from_fit_goes_on_through_the_composition():
+def test_a_length_from_fit_is_passed_on_through_the_composition():
     assert s.warmup(100, s.cosine()).for_steps(1000).spec["schedule"] == {"name": "cosine", "steps": 900, "end": 0.0}
     assert s.join([s.constant(), s.linear()], [30]).for_steps(100).spec["schedules"][1]["steps"] == 70
     # In the middle the boundaries say it.

@@ -140,7 +140,7 @@ class MyTokenizer(fl.CharTokenizer):
     (lambda: fl.Trainer(fl.BigramLM(TOK.vocab_size), MyAdam(), tokenizer=TOK), "the optimizer is a MyAdam"),
     (lambda: fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=MyTokenizer(DOCS)), "the tokenizer is a MyTokenizer"),
 ])
-def test_what_no_checkpoint_brings_back_trains_but_is_not_saved(make, words, tmp_path):
+def test_what_no_checkpoint_can_restore_trains_but_is_not_saved(make, words, tmp_path):
     trainer = make()
     for call in (lambda: trainer.fit(DOCS, steps=2, save=tmp_path / "run.npz"), lambda: trainer.save(tmp_path / "x")):
         with pytest.raises(TypeError, match=words):
@@ -215,7 +215,7 @@ def test_the_learning_rate_of_the_next_step_can_be_read():
         fl.Trainer(fl.BigramLM(3), schedule=fl.schedules.linear()).lr      # noqa: B018
 
 
-def test_batches_say_what_they_hold():
+def test_repr_of_data_and_batches():
     data, _ = trainer().prepare(DOCS)
     assert repr(data) == "<TokenData of 4 examples>"
     assert repr(trainer().batch(DOCS[:2])) == "<TokenBatch of 2 examples, 10 predictions>"
@@ -223,7 +223,7 @@ def test_batches_say_what_they_hold():
     assert repr(rows) == "<ArrayBatch of 3 examples, 3 predictions>"
 
 
-def test_what_the_compiled_step_was_made_for_cannot_be_exchanged():
+def test_a_trainers_model_and_optimizer_cannot_be_replaced():
     trainer = fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=TOK)
     for name, value in (("model", fl.BigramLM(TOK.vocab_size)), ("optimizer", fl.SGD())):
         with pytest.raises(AttributeError, match=f"{name} is fixed when a Trainer is made; make a new one"):
@@ -285,7 +285,7 @@ def test_the_labels_of_a_refused_fit_are_forgotten(options, error):
 
 
 @pytest.mark.parametrize("gave", [None, "0.1", 1j])
-def test_what_a_schedule_gave_that_is_no_number_is_named(gave):
+def test_a_schedules_value_that_is_not_a_number_is_named(gave):
     trainer = fl.Trainer(fl.LinearRegression(1), fl.SGD(), schedule=lambda step: gave)
     message = re.escape(f"the schedule gave {gave!r}, needed is a finite number of at least 0 (lr nan,")
     with pytest.raises(fl.DivergenceError, match=message):

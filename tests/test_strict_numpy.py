@@ -1,4 +1,4 @@
-"""np.seterr(all="raise"), as a user may set it, breaks nothing: what underflows or overflows inside is meant to."""
+"""np.seterr(all="raise"), as a user may set it, breaks nothing: underflow and overflow inside are intended."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def strict():
 
 
 @language_models
-def test_training_looking_at_it_and_generating(model):
+def test_training_examining_and_generating(model):
     model = MODELS[model]()
     trainer = fl.Trainer(model, fl.Adam(lr=0.05), tokenizer=TOK, schedule=fl.schedules.linear())
     history = trainer.fit(DOCS, steps=200, validation=DOCS[:20], eval_every=50, tol=1e-9, patience=50)
@@ -39,7 +39,7 @@ def test_training_looking_at_it_and_generating(model):
 
 
 @pytest.mark.parametrize("hidden", [(), (8,)])
-def test_classes_that_are_certain(hidden):
+def test_probabilities_of_0_and_1(hidden):
     rng = np.random.default_rng(0)
     X = 100.0 * rng.normal(size=(200, 5))
     y = (X[:, 0] > 0.0).astype(int)

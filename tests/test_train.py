@@ -307,7 +307,7 @@ def test_the_step_of_a_dry_run_is_the_first_of_the_whole_run(flags, capsys):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_said_with_the_name_of_the_file(capsys):
+def test_a_full_disk_is_reported_with_the_name_of_the_file(capsys):
     assert train.main(["--steps=3", "--log=/dev/full"]) == 2
     assert capsys.readouterr().err == "fastloop-train: error: /dev/full: No space left on device\n"
 
@@ -319,7 +319,7 @@ def test_the_command_line_overrules_the_files_length(tmp_path):
     assert "/4,647" in run("--config", "run.toml", "--epochs", 1, cwd=tmp_path).stdout
 
 
-def test_a_learning_rate_is_looked_for(tmp_path):
+def test_lr_find_suggests_a_learning_rate(tmp_path):
     done = run("--lr-find", "--batch-size", 32, "--save", "run.npz", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^lr +\d\.\de[-+]\d\d  loss \d\.\d{4}", done.stdout, re.M)) == 11
@@ -362,7 +362,7 @@ def test_a_run_whose_last_step_led_too_far_ends_with_1(tmp_path):
     assert "sample" not in done.stdout.split("loss        train")[1]
 
 
-def test_what_stopped_a_run_and_what_was_best_is_said(tmp_path):
+def test_what_stopped_a_run_and_what_was_best_is_printed(tmp_path):
     flags = ["--patience", 3, "--eval-every", 50, "--restore-best", "--steps", 5000, "--lr", 0.05]
     done = run(*flags, "--log-every", 1000, cwd=tmp_path)
     stopped = int(re.search(r"^stopped     patience, after step ([\d,]+)$", done.stdout, re.M)[1].replace(",", ""))
@@ -407,10 +407,10 @@ def test_plot_of_an_unknown_kind_is_refused_before_the_run(tmp_path):
     assert "cannot be drawn as 'foo'; known are" in done.stderr
 
 
-def test_one_batch_is_learnt_by_heart(tmp_path):
+def test_overfitting_one_batch_brings_its_loss_down(tmp_path):
     arguments = ["--overfit-one-batch", "--model", "gpt", "--batch-size", 4, "--n-embd", 32, "--steps", 400, "--quiet"]
     done = run(*arguments, cwd=tmp_path)
-    assert float(re.search(r"loss +train (\S+)", done.stdout)[1]) < 0.6       # the first letters stay a guess
+    assert float(re.search(r"loss +train (\S+)", done.stdout)[1]) < 0.6       # first letters remain a guess
 
 
 def test_ctrl_c_saves_and_exits_with_130(tmp_path):
@@ -462,7 +462,7 @@ def test_a_text_is_trained_on_in_windows(tmp_path):
     ["--grad-accum", 4, "--clip-norm", 1], ["--eval-every", 50, "--patience", 2, "--restore-best"],
     ["--sample-every", 100, "--top-k", 5, "--top-p", 0.9, "--prompt", "an"],
 ])
-def test_flags_that_train_otherwise(flags, tmp_path):
+def test_flags_that_change_the_training(flags, tmp_path):
     done = run("--steps", 200, *flags, cwd=tmp_path) if "--epochs" not in flags else run(*flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "arguments" in done.stdout
@@ -589,7 +589,7 @@ def test_a_configuration_may_begin_with_a_byte_order_mark(tmp_path, capsys):
     assert "it begins as UTF-16 does, and TOML is UTF-8" in capsys.readouterr().err
 
 
-def test_a_picture_without_an_ending_is_said_to_get_one(tmp_path, capsys, monkeypatch):
+def test_a_picture_without_an_extension_gets_one_and_says_so(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     monkeypatch.chdir(tmp_path)
     assert train.main(["--steps=3", "--plot=x"]) == 0
@@ -599,7 +599,7 @@ def test_a_picture_without_an_ending_is_said_to_get_one(tmp_path, capsys, monkey
     assert "picture" not in capsys.readouterr().out
 
 
-# --- Files that would eat each other
+# --- Files that would overwrite each other
 
 @pytest.fixture
 def files(tmp_path):
@@ -648,7 +648,7 @@ SAME = [
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("flags, message", SAME, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
-def test_files_that_would_take_each_others_place_are_refused_before_the_work(flags, message, files):
+def test_files_that_would_overwrite_each_other_are_refused_before_the_work(flags, message, files):
     if "--export" in flags:
         pytest.importorskip("safetensors", reason="safetensors is not installed")
     if "--plot" in flags:
@@ -663,7 +663,7 @@ def test_files_that_would_take_each_others_place_are_refused_before_the_work(fla
     assert content(files) == before
 
 
-def test_a_file_that_the_command_prints_into_is_no_other_of_its_files(files):
+def test_the_file_that_output_is_redirected_to_cannot_be_another_of_its_files(files):
     for flags in (["--save", "out"], ["--log", "out"], ["--log", "/dev/stdout"], ["--data", "out"]):
         (files / "out").write_text("anna\nbe\n" * 10)
         with open(files / "out", "a") as file:
@@ -760,12 +760,12 @@ def test_a_run_that_ends_worse_than_it_began_is_diagnosed_unasked(flags, status,
     assert "diagnosis" not in run("--steps", 300, cwd=tmp_path).stdout
 
 
-def test_samples_on_the_way_name_their_step(tmp_path):
+def test_samples_during_the_training_name_their_step(tmp_path):
     done = run("--steps", 2000, "--sample-every", 500, "--sample", 1, cwd=tmp_path)
     assert re.findall("^sample (.*?) *[a-z]+$", done.stdout, re.M) == ["500", "1,000", "1,500", "2,000", ""]
 
 
-# --- Longer than it was
+# --- Resumed with more steps
 
 def test_a_run_of_constant_lr_made_longer_is_the_longer_run(tmp_path):
     flags = ["--schedule", "constant", "--shuffle", "--quiet", "--sample", 0, "--eval-every", 50]
@@ -877,7 +877,7 @@ def test_the_package_itself_names_its_command():
     assert done.stderr == "fastloop: error: it takes no arguments; did you mean python -m fastloop.train --steps 3?\n"
 
 
-def test_a_learning_rate_of_0_is_said_in_a_line(capsys):
+def test_a_learning_rate_of_0_is_reported_in_a_line(capsys):
     assert train.main(["--steps=3", "--lr=0", "--sample=0"]) == 0
     out, err = capsys.readouterr()
     assert "warning     the learning rate was 0 at every step: nothing was learnt\n" in out

@@ -109,7 +109,7 @@ def test_micro_batches_give_the_bits_of_the_large_batch():
 
 
 def test_a_last_partial_window_is_the_mean_over_its_documents():
-    # 10 documents in windows of 2 x 3: an epoch is 6 + 4 documents, and the last micro-batch has one.
+    # 10 documents in steps of 2 x 3: an epoch is 6 + 4 documents, and the last micro-batch has one.
     small, large = make(grad_accum=2, schedule=fl.schedules.constant()), make(schedule=fl.schedules.constant())
     small.fit(DOCS[:10], epochs=1, batch_size=3)
     large.fit(DOCS[:6], steps=1, batch_size=6)
@@ -224,7 +224,7 @@ def test_gradients_that_another_trainer_left_are_not_added_to():
     with pytest.raises(fl.OrderError, match=r"forward\(\) was called after making the Trainer, expected zero_grad"):
         second.forward(second.batch(DOCS[:4]))
     assert digest(second) == before
-    first.step()        # which the second has not disturbed
+    first.step()        # which the second has not changed
     second.zero_grad()
     second.forward(second.batch(DOCS[:4]))
     second.backward()
@@ -345,7 +345,7 @@ def test_a_norm_below_the_limit_is_left_alone():
 @pytest.mark.usefixtures("as_with_openmp")
 @pytest.mark.parametrize("several, chosen", [(0.5, 4), (2.0, 1)])
 def test_fit_takes_as_many_threads_as_are_faster(several, chosen):
-    """One thread first, a short trial of all of them, then what was faster, with a look at the other now and then."""
+    """One thread first, a short trial of all of them, then what was faster, and the other number again now and then."""
     before = fl.get_num_threads()
     fl.set_num_threads(4)
     try:
@@ -384,7 +384,7 @@ def test_short_fits_learn_from_each_other_how_many_threads_to_take(monkeypatch):
     fl.set_num_threads(4)
     try:
         trainer = make()
-        for batch_size in (2, 2, 8):        # of 8 examples nothing is known yet
+        for batch_size in (2, 2, 8):        # steps of 8 examples have not been measured yet
             trainer.fit(DOCS, steps=4, batch_size=batch_size, callbacks=[EachStep()])
     finally:
         fl.set_num_threads(before)
@@ -406,7 +406,7 @@ def test_fit_leaves_the_number_of_threads_as_it_was(monkeypatch):
     assert calls[-1] == MAX_THREADS
 
 
-def test_two_trainers_in_two_threads_give_the_bits_of_one_after_the_other():
+def test_two_trainers_in_two_threads_give_the_same_bits_as_one_after_the_other():
     alone = [make(seed=seed) for seed in (1, 2)]
     for trainer in alone:
         trainer.fit(DOCS, steps=2000)
@@ -474,7 +474,7 @@ def test_no_memory_is_taken_inside_a_step():
 
 @pytest.fixture
 def heeds_ctrl_c():
-    """As in a terminal; a shell script's background jobs ignore it, and so may the process that runs the tests."""
+    """Handle Ctrl-C as in a terminal; background jobs of a shell script ignore it, and this process may be one."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -608,7 +608,7 @@ def test_an_interrupted_run_keeps_its_last_parameters_to_go_on_from():
     assert np.array_equal(trainer.model.params.flat, press.params)
 
 
-def test_tol_stops_when_an_epoch_brings_no_more():
+def test_tol_stops_when_the_loss_changes_by_less_in_an_epoch():
     trainer = make(lr=0.01, schedule=fl.schedules.constant())
     history = trainer.fit(DOCS[:40], epochs=10**6, batch_size=40, tol=1e-3)
     assert history.stop_reason == "converged"
@@ -625,7 +625,7 @@ def test_shuffling_visits_every_document_once_an_epoch():
         for epoch in (indices[:10], indices[10:]):
             assert sorted(epoch) == list(range(10))
         orders.append(indices.tolist())
-        for chunk in (1, 3):        # the same, however the run is cut, and however far ahead is looked
+        for chunk in (1, 3):        # the same, however the run is split and however many are looked up
             cut = [sampler.take(step, chunk) for step in range(0, 8 - chunk + 1, chunk)]
             parts = np.concatenate([indices[splits[0] : splits[-1]] for indices, splits in cut])
             assert parts.tolist() == orders[-1][: len(parts)]
@@ -677,7 +677,7 @@ def one_by_one(model, seed, n):
 
 
 @pytest.mark.parametrize("make_model", GENERATORS.values(), ids=GENERATORS)
-def test_documents_side_by_side_are_those_one_by_one(make_model):
+def test_documents_generated_together_equal_those_generated_one_by_one(make_model):
     model = make_model()
     names = model.generate(TOK, 61, 0.8, seed=3)
     assert names == one_by_one(model, 3, 61)
@@ -687,7 +687,7 @@ def test_documents_side_by_side_are_those_one_by_one(make_model):
 
 
 @pytest.mark.parametrize("n", [-1, 2.5, True, None])
-def test_so_many_documents_cannot_be_generated(n):
+def test_numbers_of_documents_that_cannot_be_generated(n):
     with pytest.raises((TypeError, ValueError), match="n = "):
         make().model.generate(TOK, n)
 
@@ -754,7 +754,7 @@ def test_callbacks_are_called_by_name():
     assert calls == ["start", 1, 10, ("evaluate", 20), 20, ("evaluate", 25), 25, "end"]
 
 
-def test_a_callback_hears_as_often_as_it_says():
+def test_a_callback_sets_how_often_it_is_called():
     class Spy:
         def __init__(self, every=None):
             self.calls = []
@@ -874,7 +874,7 @@ def test_what_is_no_schedule_is_refused(schedule, message):
         fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=TOK, schedule=schedule)
 
 
-def test_a_trainer_says_what_it_is():
+def test_repr_of_a_trainer():
     trainer = make()
     trainer.fit(DOCS, steps=3)
     assert re.fullmatch(r"Trainer\(BigramLM\(.*\), Adam\(.*\), after 3 steps\)", repr(trainer))
@@ -987,7 +987,7 @@ def test_a_prompt_begins_every_document():
 @pytest.mark.parametrize("kind", [fl.BigramLM, fl.GPT])
 @pytest.mark.parametrize("n", [9, 15, 16, 17, 24])
 def test_evaluate_counts_every_prediction_of_a_text_once(kind, n):
-    """In windows that lie side by side, the last of them shorter."""
+    """In consecutive windows, the last of them shorter."""
     text = "the cat sat on the mat. ate"[: n + 1]
     tok = fl.CharTokenizer([text + "z"])
     trainer = fl.Trainer(kind(tok.vocab_size, block_size=8, init_std=0.5), tokenizer=tok)

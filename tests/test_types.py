@@ -1,4 +1,4 @@
-"""py.typed is kept: every public function says its types, and a strict checker makes of them what users would."""
+"""What py.typed promises: every public function is annotated, and strict type checkers accept a user's program."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Whole numbers of the public API: Python's ints and NumPy's will do everywhere, and nothing else, with one message."""
+"""Whole numbers in the public API: Python's and NumPy's are taken everywhere, all else is refused in the same words."""
 
 import numpy as np
 import pytest

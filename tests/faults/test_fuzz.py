@@ -51,7 +51,7 @@ def command(tmp_path, monkeypatch, capfd):
     fl.set_num_threads(threads)
 
 
-# Numbers around every limit, and words that are none.  Nothing here asks for a large model or a long run.
+# Numbers around every limit, and words that are not numbers.  Nothing here asks for a large model or a long run.
 NUMBERS = st.one_of(
     st.integers(-3, 9).map(str), st.floats(-2.0, 2.0).map(str),
     st.sampled_from(["nan", "inf", "-inf", "1e-320", "1e308"]),
@@ -117,7 +117,7 @@ def test_random_bytes_as_a_configuration(content, command, tmp_path):
     command(*QUICK, "--config=run.toml")
 
 
-# Checkpoints made on purpose, with a checksum that is right: everything behind it must be refused as well.
+# Checkpoints forged with a valid checksum: whatever is wrong in them must be refused as well.
 
 
 def load(path):

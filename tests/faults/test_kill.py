@@ -49,7 +49,7 @@ def calls(tmp_path_factory):
         pytest.skip("strace is not installed: no faults at system calls")
     folder = tmp_path_factory.mktemp("calls") / "run"
     folder.mkdir()
-    checkpoint.write(folder / "run.npz", {}, {})        # an old file's mode and owner are looked at and handed on
+    checkpoint.write(folder / "run.npz", {}, {})        # an old file's mode and owner are read and given to the new one
     status, message, trace = traced(folder)
     if not trace:
         pytest.skip(f"strace may not trace here: {message.strip()[:100]}")
@@ -84,7 +84,7 @@ def test_killed_at_every_system_call(calls, tmp_path):
         assert "killed by SIGKILL" in trace, call
         assert status != 0, call
         assert found(folder) == ("old" if old else "new"), call
-        # What a killed process leaves is in nobody's way.
+        # What a killed process leaves does not disturb later saves.
         checkpoint.write(folder / "run.npz", {"a": np.ones(3)}, {"file": "new"})
         assert found(folder) == "new"
 

@@ -10,7 +10,7 @@ import fastloop as fl
 STEPS = 20_000
 DOCS = fl.load_docs()
 TOK = fl.CharTokenizer(DOCS)
-FEW = [doc for doc in DOCS if not set(doc) & set("aeijkz")]     # 6 of 26 characters die, and the last positions
+FEW = [doc for doc in DOCS if not set(doc) & set("aeijkz")]     # without 6 of 26 characters and the last positions
 OPTIMIZERS = {
     "adam": lambda: fl.Adam(lr=1e-3, betas=(0.85, 0.99)),
     "adam-defaults": lambda: fl.Adam(lr=1e-3),
@@ -36,7 +36,7 @@ def subnormal(array):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["bigram", "gpt"])
 def test_dead_rows_leave_no_subnormal_number_and_no_slow_step(model, optimizer):
-    # No name has more than 11 characters, so positions of this gpt are dead as well.
+    # No name has more than 11 characters, so positions of this gpt never occur either.
     model = fl.BigramLM(TOK.vocab_size) if model == "bigram" else fl.GPT(TOK.vocab_size, block_size=24)
     trainer = fl.Trainer(model, OPTIMIZERS[optimizer](), tokenizer=TOK)
     trainer.fit(DOCS, steps=200)

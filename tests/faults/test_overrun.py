@@ -1,7 +1,7 @@
-"""Reads and writes outside an array, where it is one stretch of a larger one and so nothing would crash.
+"""Reads and writes outside an array, where it is a slice of a larger one, so that nothing would crash.
 
-Every array that compiled code sees lies between guards: NaN on both sides, which must survive and reach no result, or
-right behind it (or in front) a page that may not be touched; that is tried in a fresh process, which it would kill.
+Every array that compiled code gets is guarded: by NaN on both sides, which must survive and reach no result, or by a
+page right behind it (or in front) that must not be touched, tried in a fresh process, since touching it ends that.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""A run that is cut off after any step and resumed in a fresh process ends with the bits of one without a break."""
+"""A run that is cut off after any step and resumed in a fresh process is bitwise identical to an uninterrupted one."""
 
 import cases
 import pytest

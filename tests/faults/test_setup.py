@@ -1,5 +1,6 @@
-"""setup.py: what was built is kept and used again, where nothing that went into it has changed.  With a compiler that
-only writes down what it was asked for."""
+"""setup.py: built modules are kept, and used again while nothing that went into them has changed.
+
+The compiler here is a fake that only records its calls."""
 
 import os
 import shutil

@@ -41,7 +41,7 @@ def test_ctrl_c_ends_fit_soon_and_at_a_whole_step(model):
 
 
 def test_ctrl_c_during_a_save_ends_the_run_after_it(tmp_path, monkeypatch):
-    """Inside fit the save is finished first; the file goes on to the bits of a run without the break."""
+    """Inside fit the save is finished first; resumed from it, the run is bitwise that without a break."""
     everything, _ = cases.data("bigram")
     whole, trainer = cases.make("bigram"), cases.make("bigram")
     whole.fit(*everything, steps=40)

@@ -1,4 +1,4 @@
-"""Threads and forks, for every model: the same bits at any number of threads, in any company, and no child that hangs.
+"""Threads and forks, for every model: the same bits at any number of threads, alone or not, and no child that hangs.
 
 test_trainer.py, test_gpt.py, test_mlp.py and test_optim.py have the same for the passes alone.
 """
@@ -44,7 +44,7 @@ def test_the_same_bits_at_any_number_of_threads_many_times(model, optimizer, man
             assert fitted(model, optimizer, clip_norm=0.1, grad_accum=2) == expected, threads
 
 
-def test_trainers_in_several_python_threads_give_the_bits_of_one_after_the_other(many_threads):
+def test_trainers_in_several_python_threads_give_the_same_bits_as_one_after_the_other(many_threads):
     """The GIL is released in compiled code, so these really run side by side, each with OpenMP threads of its own."""
     fl.set_num_threads(3)
     models = [model for model in cases.MODELS for _ in range(4)]

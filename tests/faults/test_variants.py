@@ -1,6 +1,6 @@
 """The instruction sets against each other, and the least of them on an emulated old CPU.
 
-Bits are promised on one instruction set only; across sets results differ by rounding, within the bounds here.
+Results are bitwise identical within one instruction set only; across sets they agree within the bounds here.
 """
 
 import json
