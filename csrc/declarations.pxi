@@ -6,23 +6,35 @@
 from libc.stdint cimport int64_t
 
 
+cdef extern from "base/real.h" nogil:
+    ctypedef double real "fl_real"
+    enum:
+        PANEL "FL_PANEL"
+
+
 # Sizes
-
-cdef inline Py_ssize_t round8(Py_ssize_t n) noexcept nogil:
-    return (n + 7) & ~<Py_ssize_t>7
-
 
 cdef inline Py_ssize_t tiles(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
     """How many tiles of that size cover n."""
     return (n + size - 1) // size
 
 
+cdef inline Py_ssize_t round_up(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
+    """The next multiple of size."""
+    return tiles(n, size) * size
+
+
+cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t part, Py_ssize_t parts, Py_ssize_t size) noexcept nogil:
+    """Where a part begins when n things are dealt out in whole tiles of that size; part == parts: n, where all end."""
+    return min(tiles(n, size) * part // parts * size, n)
+
+
 cdef inline Py_ssize_t padded(Py_ssize_t D) noexcept nogil:
-    """The stride of rows of D values: whole v8s, and an odd number of cache lines.
+    """The stride of rows of D values: whole panels, which are a cache line wide, and an odd number of them.
 
     With an even number a column of a tall matrix falls into few sets of the L1 cache and evicts itself.
     """
-    return ((D + 7) >> 3 | 1) << 3
+    return (tiles(D, PANEL) | 1) * PANEL
 
 
 # Memory and threads
@@ -48,7 +60,7 @@ cdef struct Arena:
 
 
 cdef inline void *take(Arena *arena, Py_ssize_t n, size_t item) noexcept nogil:
-    """Room for n items of that many bytes, from a multiple of 64 on, so that no v8 crosses a cache line; NULL while
+    """Room for n items of that many bytes, from a multiple of 64 on, so that no vec crosses a cache line; NULL while
     counting."""
     cdef size_t most = arena.size if arena.base != NULL else <size_t>TOO_LARGE, begin = arena.used
     cdef size_t bytes_ = most + 1 if n < 0 or <size_t>n > most // item else (<size_t>n * item + 63) & ~<size_t>63
@@ -59,9 +71,9 @@ cdef inline void *take(Arena *arena, Py_ssize_t n, size_t item) noexcept nogil:
     return arena.base + begin if arena.base != NULL else NULL
 
 
-cdef inline double *take_values(Arena *arena, Py_ssize_t rows, Py_ssize_t width) noexcept nogil:
-    """The same for (rows, width) numbers of a computation."""
-    return <double *>take(arena, times(rows, width), sizeof(double))
+cdef inline real *take_values(Arena *arena, Py_ssize_t rows, Py_ssize_t width) noexcept nogil:
+    """The same for (rows, width) values of a computation."""
+    return <real *>take(arena, times(rows, width), sizeof(real))
 
 
 cdef class Buffer:

@@ -2,10 +2,10 @@
 # else does (setup.py).
 #
 # How the work is laid out.  Activations live in *panels* of eight tokens: x[panel][feature][token], so that one
-# v8 (base/simd.h) holds one feature of eight tokens.  A softmax over the vocabulary then needs no sum across
+# vec (base/simd.h) holds one feature of eight tokens.  A softmax over the vocabulary then needs no sum across
 # lanes, a matrix product reads its right-hand side in the order of memory, and a document of up to eight
 # tokens is a single panel.  Lanes past the last token hold zeros.  What is multiplied token by token
-# into a weight gradient also exists in rows, x[token][feature], each row padded to whole v8s.
+# into a weight gradient also exists in rows, x[token][feature], each row padded to whole panels.
 #
 # Where types are declared: sizes are Py_ssize_t (B documents, N tokens, P panels, D width, V vocabulary,
 # T positions), token ids int64.  No typed memoryviews here: core.pyx has them, and hands on pointers.
@@ -20,19 +20,22 @@ from libc.string cimport memcpy, memset
 
 from fastloop._core.core cimport (
     LARGE, MODERATE, NORM_BLOCK, Arena, ArrayBatch, ArrayModel, Batch, Buffer, Kernels, LanguageModel, Model, Optimizer,
-    Rows, Segment, TokenBatch, Tokens, norm_blocks, padded, round8, take, take_values, threads_for, threads_in_pass,
-    tiles, times, weighted_sum,
+    PANEL, Rows, Segment, TokenBatch, Tokens, norm_blocks, padded, real, round_up, share, take, take_values,
+    threads_for, threads_in_pass, tiles, times, weighted_sum,
 )
 
 include "base/simd.pxi"
 include "base/matmul.pxi"
-include "layers/embedding.pxi"
-include "layers/linear.pxi"
-include "layers/activation.pxi"
-include "layers/rmsnorm.pxi"
-include "layers/attention.pxi"
+include "layers/layer.pxi"
 include "layers/logits.pxi"
 include "layers/cross_entropy.pxi"
+include "layers/chunks.pxi"
+include "layers/linear.pxi"
+include "layers/rmsnorm.pxi"
+include "layers/activation.pxi"
+include "layers/attention.pxi"
+include "layers/head.pxi"
+include "layers/embedding.pxi"
 include "engine_kernels.pxi"
 include "models/language.pxi"
 include "models/bigram.pxi"

@@ -1,74 +1,58 @@
-# One layer alone, forward and backward, for tests/test_layers.py: rows in, panels inside, rows out.  The arrays come as
-# the addresses of C-contiguous float64, and nothing is checked.
+# One layer alone, forward and backward, for tests/test_layers.py: rows in, panels inside, rows out.
 
-cdef int to_panels(Buffer memory, double **panels, size_t rows, Py_ssize_t N, Py_ssize_t D) except -1:
-    """panels (P, D, 8) of rows (N, D)."""
-    cdef Py_ssize_t n
-    panels[0] = <double *>memory.array(times(round8(N), D), sizeof(double))
-    for n in range(0, N, 8):
-        transpose_rows(<double *>rows + n * D, D, min(N - n, 8), D, panels[0] + n * D)
-    return 0
+def one_layer(Layer layer not None, Py_ssize_t N, Py_ssize_t parts, dict given not None):
+    """Run a layer for N tokens; the gradients of its weights in so many parts, for so many threads.
 
-
-cdef void to_rows(const double *panels, size_t rows, Py_ssize_t N, Py_ssize_t D) noexcept nogil:
-    cdef Py_ssize_t n
-    for n in range(0, N, 8):
-        transpose_panel(panels + n * D, min(N - n, 8), D, <double *>rows + n * D, D)
-
-
-def one_activation(str kind not None, Py_ssize_t N, Py_ssize_t D, size_t x, size_t y, size_t dy, size_t dx):
-    """y and dx (N, D) of x and dy (N, D)."""
-    cdef Buffer h_memory = Buffer(), dh_memory = Buffer()
-    cdef double *h = NULL
-    cdef double *dh = NULL
-    cdef int code = ACTIVATIONS.index(kind)
-    to_panels(h_memory, &h, x, N, D)
-    to_panels(dh_memory, &dh, dy, N, D)
-    activation_forward(code, h, tiles(N, 8) * D)
-    to_rows(h, y, N, D)
-    activation_backward(code, dh, h, tiles(N, 8) * D)
-    to_rows(dh, dx, N, D)
-
-
-def one_rmsnorm(Py_ssize_t N, Py_ssize_t D, size_t x, size_t y, size_t dy, size_t dx):
-    """y and dx (N, D) of x and dy (N, D)."""
-    cdef Buffer x_memory = Buffer(), dx_memory = Buffer(), scale_memory = Buffer()
-    cdef double *panels = NULL
-    cdef double *grads = NULL
-    cdef double *scale = <double *>scale_memory.array(round8(N), sizeof(double))
-    cdef Py_ssize_t n
-    to_panels(x_memory, &panels, x, N, D)
-    to_panels(dx_memory, &grads, dy, N, D)
-    for n in range(0, N, 8):
-        rmsnorm_forward(panels + n * D, D, panels + n * D, scale + n)
-        rmsnorm_backward(grads + n * D, panels + n * D, scale + n, D, NULL, grads + n * D)
-    to_rows(panels, y, N, D)
-    to_rows(grads, dx, N, D)
-
-
-def one_linear(Py_ssize_t N, Py_ssize_t D, Py_ssize_t out, bint pack, size_t W, size_t x, size_t y, size_t dy,
-               size_t dx, size_t dW):
-    """y (N, out), dx (N, D) and dW (out, D) of W (out, D), x (N, D) and dy (N, out); `pack`: W is packed for dx."""
-    cdef Buffer x_memory = Buffer(), y_memory = Buffer(), work = Buffer()
-    cdef double *panels = NULL
-    cdef double *grads = NULL
-    cdef double *strips = NULL
-    cdef double *packed = NULL
-    cdef double *outputs = NULL
-    cdef double *inputs = NULL
-    cdef Py_ssize_t P = tiles(N, 8), p
-    to_panels(x_memory, &panels, x, N, D)
-    to_panels(y_memory, &grads, dy, N, out)
+    given: addresses of C-contiguous arrays, which are not checked.  Read: ids, positions (N,) int64, x (N, x.width),
+    dy (N, y.width), params (the layer's weights end to end); written: y and dx, as dy and x are, and grads.  The
+    head's y are its losses (N, 1); its targets are the ids, and dy the weights of the losses.
+    """
+    cdef Head head = layer if isinstance(layer, Head) else None
+    cdef Embedding embedding = layer if isinstance(layer, Embedding) else None
+    cdef Buffer work = Buffer()
+    cdef Arena *arena = &work.arena
+    cdef Value x = layer.x, y = layer.y
+    cdef Py_ssize_t P = tiles(N, PANEL), at = 0, part
+    cdef dict places = {}
+    cdef Tokens b
+    for name, (rows, width) in layer.tensors().items():
+        places[name] = at
+        at += rows * width
+    layer.point(<real *><size_t>given["params"], <real *><size_t>given["grads"], places)
+    b.N = N
+    b.inputs = b.targets = <int64_t *><size_t>given["ids"]
+    b.positions, b.weights = <int64_t *><size_t>given["positions"], <double *><size_t>given["dy"]
     while work.lays_out():
-        outputs = take_values(&work.arena, 8 * P, out)
-        inputs = take_values(&work.arena, 8 * P, D)
-        strips = take_values(&work.arena, 8 * P, round8(D))
-        packed = take_packed(&work.arena, out, D)
-    linear_forward(<double *>W, out, D, panels, outputs, P, False, True)
-    to_rows(outputs, y, N, out)
-    pack_columns(<double *>W, out, D, 0, D, packed)
-    linear_dx(<double *>W, packed if pack else NULL, out, D, grads, inputs, P, True)
-    to_rows(inputs, dx, N, D)
-    for p in range(P):
-        transpose_strips(panels + 8 * p * D, D, strips + 64 * p, 64 * P)
-    linear_dw(grads, out, 0, out, N, strips, 64 * P, D, <double *>dW, False)
+        if x is not None:
+            x.lay_out(arena, PANEL * P)
+            x.lay_out_grad(arena, PANEL * P)
+        layer.lay_out(arena, PANEL * P)
+        if y is not None:
+            layer.lay_out_backward(arena, PANEL * P)
+    if x is not None:
+        rows_to_panels(&b, x.width, <real *><size_t>given["x"], x.panels)
+    layer.forward(&b, 0, P, True)
+    if head is not None:
+        memcpy(<void *><size_t>given["y"], head.losses, N * sizeof(double))
+        head.backward_all(&b, False)
+    else:
+        panels_to_rows(&b, 0, P, y.width, y.panels, <real *><size_t>given["y"], y.width)
+        rows_to_panels(&b, y.width, <real *><size_t>given["dy"], y.grad)
+        for part in range(parts):
+            layer.pack(&b, part, parts)
+        layer.before_backward(&b, 0, P)
+        layer.backward(&b, 0, P, True)
+        for part in range(parts):
+            layer.weight_grad(&b, part, parts, False)
+    if embedding is not None:
+        embedding.scatter(&b, False)
+    if x is not None:
+        panels_to_rows(&b, 0, P, x.width, x.grad, <real *><size_t>given["dx"], x.width)
+
+
+cdef void rows_to_panels(const Tokens *b, Py_ssize_t D, const real *rows, real *panels) noexcept nogil:
+    """The panels (P, D, PANEL) of rows (N, D)."""
+    cdef Py_ssize_t p, t
+    for p in range(tiles(b.N, PANEL)):
+        t = PANEL * p
+        transpose_rows(rows + t * D, D, min(b.N - t, PANEL), D, panels + t * D)

@@ -332,7 +332,14 @@ class LanguageModel(Model):
         `position`; they are valid until its next call.  It is called for positions 0, 1, ... in turn.  A row is bitwise
         the same whatever the others are.
         """
-        raise NotImplementedError
+        core: Any = self.make_core()    # of its own: it keeps the keys and values of the positions before
+        logits = np.empty((SIDE_BY_SIDE, self.vocab_size))
+
+        def next_logits(tokens: Ints, position: int) -> Floats:
+            core.generate_step(tokens, position, logits[: len(tokens)])
+            return logits[: len(tokens)]
+
+        return next_logits
 
 
 # Underflow to 0 and overflow to -inf are intended here, whatever np.seterr says.
@@ -398,16 +405,6 @@ class BigramLM(LanguageModel):
     def make_core(self) -> _core.variant.Bigram:
         return _core.variant.Bigram(self.params.flat, self.grads.flat, self.vocab_size, self.n_embd, self.block_size)
 
-    def stepper(self) -> Callable[[Ints, int], Floats]:
-        wte, wpe, lm_head = self.params["wte"], self.params["wpe"], self.params["lm_head"]
-
-        def next_logits(tokens: Ints, position: int) -> Floats:
-            with np.errstate(over="ignore", under="ignore", invalid="ignore"):      # `sample` checks
-                x = wte[tokens] + wpe[position]
-                return (lm_head @ x[:, :, None])[:, :, 0]   # a product for each row alone
-
-        return next_logits
-
 
 class GPT(LanguageModel):
     """microgpt's transformer: RMSNorm without scale, causal multi-head attention, ReLU MLP of width 4 D, no biases.
@@ -436,23 +433,13 @@ class GPT(LanguageModel):
         self.block_size = T = whole("block_size", block_size)
         if D % self.n_head:
             raise ValueError(f"n_embd = {D} must be a multiple of n_head = {self.n_head}")
-        super().__init__(_core.variant.GPT.tensors(V, D, T, self.n_layer), seed, init_std)
+        super().__init__(_core.variant.GPT.tensors(V, D, T, self.n_layer, self.n_head), seed, init_std)
 
     def make_core(self) -> _core.variant.GPT:
         return _core.variant.GPT(
             self.params.flat, self.grads.flat,
             self.vocab_size, self.n_embd, self.block_size, self.n_layer, self.n_head,
         )
-
-    def stepper(self) -> Callable[[Ints, int], Floats]:
-        # A core has one cache of keys and values.
-        core, logits = self.make_core(), np.empty((SIDE_BY_SIDE, self.vocab_size))
-
-        def next_logits(tokens: Ints, position: int) -> Floats:
-            core.generate_step(tokens, position, logits[: len(tokens)])
-            return logits[: len(tokens)]
-
-        return next_logits
 
 
 class MLP(Model):

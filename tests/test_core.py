@@ -44,8 +44,6 @@ def test_attributes_of_the_compiled_objects(variant):
     loop = bigram(variant)
     assert (loop.model.V, loop.model.D, loop.model.T, loop.model.size) == (3, 2, 3, 18)
     assert loop.optimizer is None
-    gpt = variant.GPT(F(2 * 12 * 16 + 9 * 4), F(2 * 12 * 16 + 9 * 4), 3, 4, 3, 2, 4)
-    assert (gpt.n_layer, gpt.n_head) == (2, 4)
     assert variant.MLP(F(13), F(13), [2, 3, 1], False, False).depth == 2
     rows = variant.ArrayData(F((4, 2)), F((4, 3)))
     assert (rows.n_examples, rows.n_in, rows.n_out, rows.largest_class) == (4, 2, 3, -1)
@@ -75,7 +73,7 @@ REFUSED = {
     "parameters of an MLP": (lambda c: c.MLP(F(12), F(12), [2, 3, 1], 0, 0), ValueError, "13 parameters expected"),
     "one width": (lambda c: c.MLP(F(2), F(2), [2], 0, 0), ValueError, "widths = [2]"),
     "a width of 0": (lambda c: c.MLP(F(2), F(2), [2, 0], 0, 0), ValueError, "widths = [2, 0]"),
-    "heads": (lambda c: c.GPT(F(228), F(228), 3, 4, 3, 1, 3), ValueError, "multiple of n_head = 3"),
+    "heads": (lambda c: c.GPT(F(228), F(228), 3, 4, 3, 1, 3), ValueError, "a multiple of 3 heads"),
     "rows for documents": (lambda c: bigram(c).forward(c.ArrayBatch(c.ArrayData(F((1, 1))))), TypeError, "TokenBatch"),
     "larger ids": (lambda c: bigram(c, V=2).forward(c.TokenBatch(tokens(c))), ValueError, "ids up to 2"),
     "longer blocks": (lambda c: bigram(c, T=2).forward(c.TokenBatch(tokens(c))), ValueError, "blocks of 3"),
@@ -134,7 +132,7 @@ def test_a_workspace_that_the_machine_does_not_have_is_refused(variant):
 
 def test_a_models_tensors_lie_in_the_order_that_its_compiled_class_tells(variant):
     models = [fl.BigramLM(5, 3, 4), fl.GPT(5, 4, 2, 2, 3), fl.MLP([2, 3, 4, 1])]
-    told = [variant.Bigram.tensors(5, 3, 4), variant.GPT.tensors(5, 4, 3, 2), variant.MLP.tensors([2, 3, 4, 1])]
+    told = [variant.Bigram.tensors(5, 3, 4), variant.GPT.tensors(5, 4, 3, 2, 2), variant.MLP.tensors([2, 3, 4, 1])]
     for model, tensors in zip(models, told, strict=True):
         assert [(name, model.params[name].shape) for name in model.params] == list(tensors.items())
         begins = [model.params[name].ctypes.data for name in model.params]
@@ -142,7 +140,7 @@ def test_a_models_tensors_lie_in_the_order_that_its_compiled_class_tells(variant
 
 
 def test_parameters_of_another_number_than_the_tensors_hold_are_refused(variant):
-    expected = sum(np.prod(shape) for shape in variant.GPT.tensors(3, 4, 3, 2).values())
+    expected = sum(np.prod(shape) for shape in variant.GPT.tensors(3, 4, 3, 2, 4).values())
     for size in (expected - 1, expected + 1):
         with pytest.raises(ValueError, match=f"{expected} parameters expected, got {size}"):
             variant.GPT(F(size), F(size), 3, 4, 3, 2, 4)

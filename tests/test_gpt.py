@@ -308,8 +308,8 @@ def test_generation_refuses(tokens, position, shape, error, message):
 
 @pytest.mark.parametrize("size, shape, message", [
     (1, (V, 16, 16, 1, 4), "parameters expected, got 1"),
-    (10, (V, 16, 16, 1, 3), "n_embd = 16 must be a multiple of n_head = 3"),
-    (10, (V, 16, 16, 1, 0), "n_embd = 16 must be a multiple of n_head = 0"),
+    (10, (V, 16, 16, 1, 3), "a width of 16 is not a multiple of 3 heads"),
+    (10, (V, 16, 16, 1, 0), "a width of 16 is not a multiple of 0 heads"),
 ])
 def test_a_gpt_that_does_not_fit_is_refused(size, shape, message):
     with pytest.raises(ValueError, match=message):

@@ -1,9 +1,9 @@
-/* The vector type of the kernels: eight float64 lanes, and the register tile
+/* The vector type of the kernels: a panel's width of values, and the register tile
    that every matrix product is made of.
 
    Cython cannot name a vector register; nothing else lives here.  One source
-   serves every instruction set: v8 is one AVX-512 register, two AVX2 ones,
-   four SSE2 or NEON ones, or eight doubles where the compiler has no vector
+   serves every instruction set: a vec is one AVX-512 register, two AVX2 ones,
+   four SSE2 or NEON ones, or FL_PANEL numbers where the compiler has no vector
    extension.  No function here allocates, branches on data or knows Python. */
 #ifndef FASTLOOP_SIMD_H
 #define FASTLOOP_SIMD_H
@@ -16,6 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "real.h"
 
 #if defined(__GNUC__)
 #define FL_INLINE static inline __attribute__((always_inline))
@@ -40,7 +42,7 @@
 #else
 #define FL_LANES 1
 #endif
-#define FL_REGS (8 / FL_LANES)          /* registers in a v8 */
+#define FL_REGS (FL_PANEL / FL_LANES)   /* registers in a vec */
 
 /* Rows of a tile: enough independent sums to hide the latency of FMA (4 cycles
    on two ports), few enough to stay in the registers of the instruction set. */
@@ -57,20 +59,20 @@
 #endif
 
 #if FL_LANES > 1
-typedef double fl_vec __attribute__((vector_size(8 * FL_LANES)));
+typedef fl_real fl_vec __attribute__((vector_size(sizeof(fl_real) * FL_LANES)));
 typedef int64_t fl_ivec __attribute__((vector_size(8 * FL_LANES)));
-typedef double fl_vec_u __attribute__((vector_size(8 * FL_LANES), aligned(8), may_alias));
+typedef fl_real fl_vec_u __attribute__((vector_size(sizeof(fl_real) * FL_LANES), aligned(sizeof(fl_real)), may_alias));
 #else
-typedef double fl_vec;
+typedef fl_real fl_vec;
 typedef int64_t fl_ivec;
 #endif
 
-typedef struct { fl_vec r[FL_REGS]; } v8;
+typedef struct { fl_vec r[FL_REGS]; } vec;
 
 #define FL_EACH for (int i_ = 0; i_ < FL_REGS; i_++)
 
-FL_INLINE v8 v8_load(const double *p) {
-    v8 a;
+FL_INLINE vec v_load(const fl_real *p) {
+    vec a;
 #if FL_LANES > 1
     FL_EACH a.r[i_] = *(const fl_vec_u *)(p + i_ * FL_LANES);
 #else
@@ -79,7 +81,7 @@ FL_INLINE v8 v8_load(const double *p) {
     return a;
 }
 
-FL_INLINE void v8_store(double *p, v8 a) {
+FL_INLINE void v_store(fl_real *p, vec a) {
 #if FL_LANES > 1
     FL_EACH *(fl_vec_u *)(p + i_ * FL_LANES) = a.r[i_];
 #else
@@ -87,8 +89,8 @@ FL_INLINE void v8_store(double *p, v8 a) {
 #endif
 }
 
-FL_INLINE v8 v8_set(double x) {
-    v8 a;
+FL_INLINE vec v_set(fl_real x) {
+    vec a;
 #if FL_LANES > 1
     FL_EACH a.r[i_] = x - (fl_vec){0};
 #else
@@ -97,13 +99,13 @@ FL_INLINE v8 v8_set(double x) {
     return a;
 }
 
-FL_INLINE v8 v8_add(v8 a, v8 b) { FL_EACH a.r[i_] += b.r[i_]; return a; }
-FL_INLINE v8 v8_sub(v8 a, v8 b) { FL_EACH a.r[i_] -= b.r[i_]; return a; }
-FL_INLINE v8 v8_mul(v8 a, v8 b) { FL_EACH a.r[i_] *= b.r[i_]; return a; }
-FL_INLINE v8 v8_div(v8 a, v8 b) { FL_EACH a.r[i_] /= b.r[i_]; return a; }
+FL_INLINE vec v_add(vec a, vec b) { FL_EACH a.r[i_] += b.r[i_]; return a; }
+FL_INLINE vec v_sub(vec a, vec b) { FL_EACH a.r[i_] -= b.r[i_]; return a; }
+FL_INLINE vec v_mul(vec a, vec b) { FL_EACH a.r[i_] *= b.r[i_]; return a; }
+FL_INLINE vec v_div(vec a, vec b) { FL_EACH a.r[i_] /= b.r[i_]; return a; }
 
 /* a * b + c: one rounding where the instruction set has FMA, two elsewhere. */
-FL_INLINE v8 v8_fma(v8 a, v8 b, v8 c) {
+FL_INLINE vec v_fma(vec a, vec b, vec c) {
 #if FL_LANES == 8
     FL_EACH c.r[i_] = _mm512_fmadd_pd(a.r[i_], b.r[i_], c.r[i_]);
 #elif FL_LANES == 4
@@ -121,7 +123,7 @@ FL_INLINE v8 v8_fma(v8 a, v8 b, v8 c) {
    d = 1 - x y^2 the root is x y (1 - d)^(-1/2) = x y (1 + d / 2 + 3 d^2 / 8 + 5 d^3 / 16 + ...), and d^4 is below the
    last bit.  0 and infinity, whose estimates are infinity and 0, are their own roots.  The other sets have no such
    estimate for float64. */
-FL_INLINE v8 v8_sqrt(v8 x) {
+FL_INLINE vec v_sqrt(vec x) {
 #if FL_LANES == 8
     const fl_vec one = _mm512_set1_pd(1.0), c1 = _mm512_set1_pd(0.5), c2 = _mm512_set1_pd(0.375),
                  c3 = _mm512_set1_pd(0.3125);
@@ -154,7 +156,7 @@ FL_INLINE v8 v8_sqrt(v8 x) {
 #endif
 
 /* Lane by lane: a where a > b, else b (so b where either is NaN). */
-FL_INLINE v8 v8_max(v8 a, v8 b) {
+FL_INLINE vec v_max(vec a, vec b) {
 #if FL_LANES == 8
     FL_EACH a.r[i_] = _mm512_max_pd(a.r[i_], b.r[i_]);
 #elif FL_LANES == 4
@@ -166,9 +168,9 @@ FL_INLINE v8 v8_max(v8 a, v8 b) {
 }
 
 /* Lane by lane: 0 where |x| < tiny, else x (NaN too). */
-FL_INLINE v8 v8_flush(v8 x, double tiny) {
+FL_INLINE vec v_flush(vec x, fl_real tiny) {
 #if FL_LANES > 1
-    const v8 limit = v8_set(tiny);
+    const vec limit = v_set(tiny);
     FL_EACH {
         const fl_vec size = (fl_vec)((fl_ivec)x.r[i_] & INT64_MAX);
         x.r[i_] = (fl_vec)((fl_ivec)x.r[i_] & ~(fl_ivec)(size < limit.r[i_]));
@@ -180,13 +182,13 @@ FL_INLINE v8 v8_flush(v8 x, double tiny) {
 }
 
 /* Lane by lane: x where a == b, else y. */
-FL_INLINE v8 v8_where_equal(v8 a, v8 b, v8 x, v8 y) {
+FL_INLINE vec v_where_equal(vec a, vec b, vec x, vec y) {
     FL_EACH a.r[i_] = FL_SELECT(a.r[i_] == b.r[i_], x.r[i_], y.r[i_]);
     return a;
 }
 
 /* Lane by lane: x where a < b, else y. */
-FL_INLINE v8 v8_where_less(v8 a, v8 b, v8 x, v8 y) {
+FL_INLINE vec v_where_less(vec a, vec b, vec x, vec y) {
     FL_EACH a.r[i_] = FL_SELECT(a.r[i_] < b.r[i_], x.r[i_], y.r[i_]);
     return a;
 }
@@ -195,20 +197,20 @@ FL_INLINE v8 v8_where_less(v8 a, v8 b, v8 x, v8 y) {
    exp(r) = 1 + r + r^2 q(r) with q of degree 9 by Chebyshev interpolation (relative error 2e-17), then 2^n
    through the exponent bits: no table and no branch, so that all lanes go together.  libm's exp keeps a loop
    scalar. */
-FL_INLINE v8 fl_exp_parts(v8 x, v8 *scale) {
+FL_INLINE vec fl_exp_parts(vec x, vec *scale) {
     static const double q[10] = {
         0x1.af38a9b0ec855p-26, 0x1.289185613a3d6p-22, 0x1.71de0dae63bb3p-19, 0x1.a019b90d2ae7ap-16,
         0x1.a01a01a7c41d5p-13, 0x1.6c16c1788bd90p-10, 0x1.11111111109b3p-7, 0x1.5555555553d63p-5,
         0x1.5555555555556p-3, 0x1.0000000000001p-1};
-    const v8 shift = v8_set(0x1.8p52);          /* adding it rounds to an integer in the low bits */
-    v8 t = v8_fma(x, v8_set(0x1.71547652b82fep+0), shift);
-    v8 n = v8_sub(t, shift);
-    v8 r = v8_fma(n, v8_set(-0x1.62e42p-1), x);
-    v8 p;
-    r = v8_fma(n, v8_set(-0x1.fdf473de6af28p-22), r);
-    p = v8_set(q[0]);
+    const vec shift = v_set(0x1.8p52);          /* adding it rounds to an integer in the low bits */
+    vec t = v_fma(x, v_set(0x1.71547652b82fep+0), shift);
+    vec n = v_sub(t, shift);
+    vec r = v_fma(n, v_set(-0x1.62e42p-1), x);
+    vec p;
+    r = v_fma(n, v_set(-0x1.fdf473de6af28p-22), r);
+    p = v_set(q[0]);
     for (int i = 1; i < 10; i++)
-        p = v8_fma(p, r, v8_set(q[i]));
+        p = v_fma(p, r, v_set(q[i]));
     FL_EACH {
 #if FL_LANES > 1
         scale->r[i_] = (fl_vec)(((fl_ivec)t.r[i_] + 1023) << 52);
@@ -219,33 +221,33 @@ FL_INLINE v8 fl_exp_parts(v8 x, v8 *scale) {
         memcpy(&scale->r[i_], &bits, 8);
 #endif
     }
-    return v8_fma(v8_mul(r, r), p, r);
+    return v_fma(v_mul(r, r), p, r);
 }
 
 /* exp(x), x <= 0, within 1.1 ULP; 0 below -708 (where the result would lose bits
    as a subnormal number); NaN stays NaN. */
-FL_INLINE v8 v8_exp(v8 x) {
-    v8 scale, p = fl_exp_parts(x, &scale);
-    return v8_where_less(x, v8_set(-708.0), v8_set(0.0), v8_fma(p, scale, scale));
+FL_INLINE vec v_exp(vec x) {
+    vec scale, p = fl_exp_parts(x, &scale);
+    return v_where_less(x, v_set(-708.0), v_set(0.0), v_fma(p, scale, scale));
 }
 
 /* tanh(x), within 3 ULP; NaN stays NaN.  With u = exp(-2 |x|) - 1, tanh(-|x|) = u / (2 + u); u comes from the two
    parts of exp, 2^n (exp(r) - 1) + (2^n - 1), so that nothing cancels near 0.  Beyond |x| = 20 tanh is 1 to the
    last bit. */
-FL_INLINE v8 v8_tanh(v8 x) {
-    const v8 zero = v8_set(0.0), minus_two = v8_set(-2.0);
-    v8 y = v8_mul(v8_where_less(x, zero, v8_sub(zero, x), x), minus_two);
-    v8 scale, p = fl_exp_parts(v8_max(v8_set(-40.0), y), &scale);
-    v8 u = v8_fma(p, scale, v8_sub(scale, v8_set(1.0)));
-    v8 t = v8_div(u, v8_sub(u, minus_two));
-    return v8_where_less(x, zero, t, v8_sub(zero, t));
+FL_INLINE vec v_tanh(vec x) {
+    const vec zero = v_set(0.0), minus_two = v_set(-2.0);
+    vec y = v_mul(v_where_less(x, zero, v_sub(zero, x), x), minus_two);
+    vec scale, p = fl_exp_parts(v_max(v_set(-40.0), y), &scale);
+    vec u = v_fma(p, scale, v_sub(scale, v_set(1.0)));
+    vec t = v_div(u, v_sub(u, minus_two));
+    return v_where_less(x, zero, t, v_sub(zero, t));
 }
 
-/* out (8, 8) = in (8, 8) turned round; rows lie ldi and ldo values apart. */
-FL_INLINE void fl_transpose(const double *in, ptrdiff_t ldi, double *out, ptrdiff_t ldo) {
+/* out (FL_PANEL, FL_PANEL) = in transposed; rows lie ldi and ldo values apart. */
+FL_INLINE void fl_transpose(const fl_real *in, ptrdiff_t ldi, fl_real *out, ptrdiff_t ldo) {
 #if defined(__AVX2__) && defined(__GNUC__)
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 8; j += 4) {        /* four blocks of 4 x 4, each in eight shuffles */
+    for (int i = 0; i < FL_PANEL; i += 4)
+        for (int j = 0; j < FL_PANEL; j += 4) {        /* four blocks of 4 x 4, each in eight shuffles */
             const __m256d a = _mm256_loadu_pd(in + i * ldi + j), b = _mm256_loadu_pd(in + (i + 1) * ldi + j);
             const __m256d c = _mm256_loadu_pd(in + (i + 2) * ldi + j), d = _mm256_loadu_pd(in + (i + 3) * ldi + j);
             const __m256d ab0 = _mm256_unpacklo_pd(a, b), ab1 = _mm256_unpackhi_pd(a, b);
@@ -256,53 +258,53 @@ FL_INLINE void fl_transpose(const double *in, ptrdiff_t ldi, double *out, ptrdif
             _mm256_storeu_pd(out + (j + 3) * ldo + i, _mm256_permute2f128_pd(ab1, cd1, 0x31));
         }
 #else
-    for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 8; j++)
+    for (int i = 0; i < FL_PANEL; i++)
+        for (int j = 0; j < FL_PANEL; j++)
             out[j * ldo + i] = in[i * ldi + j];
 #endif
 }
 
-/* C[i, 0:8] = (C[i, 0:8] or 0) + sum over k of A[i, k] * B[k, 0:8], i < rows.
-   A[i, k] stands at A[i * a_row + (k / 8) * a_block + (k % 8) * a_col]: the
-   block stride lets k run over panels of eight.  The sum starts from C and goes
+/* C[i, 0:FL_PANEL] = (C[i, 0:FL_PANEL] or 0) + sum over k of A[i, k] * B[k, 0:FL_PANEL], i < rows.
+   A[i, k] stands at A[i * a_row + (k / FL_PANEL) * a_block + (k % FL_PANEL) * a_col]: the
+   block stride lets k run over panels.  The sum starts from C and goes
    through k in order, so it does not depend on how the caller cuts the work. */
-FL_INLINE void fl_tile_rows(const int rows, const int blocks, ptrdiff_t K, const double *A, ptrdiff_t a_row,
-                            ptrdiff_t a_col, ptrdiff_t a_block, const double *B, ptrdiff_t ldb, double *C,
+FL_INLINE void fl_tile_rows(const int rows, const int blocks, ptrdiff_t K, const fl_real *A, ptrdiff_t a_row,
+                            ptrdiff_t a_col, ptrdiff_t a_block, const fl_real *B, ptrdiff_t ldb, fl_real *C,
                             ptrdiff_t ldc, int accumulate) {
-    v8 acc[FL_ROWS];
+    vec acc[FL_ROWS];
     for (int i = 0; i < rows; i++)
-        acc[i] = accumulate ? v8_load(C + i * ldc) : v8_set(0.0);
-    for (; K > 0; K -= 8, A += a_block) {
-        const ptrdiff_t n = blocks && K > 8 ? 8 : K;    /* without blocks, one loop over all of k */
-        const double *a = A;
+        acc[i] = accumulate ? v_load(C + i * ldc) : v_set(0.0);
+    for (; K > 0; K -= FL_PANEL, A += a_block) {
+        const ptrdiff_t n = blocks && K > FL_PANEL ? FL_PANEL : K;    /* without blocks, one loop over all of k */
+        const fl_real *a = A;
         for (ptrdiff_t k = 0; k < n; k++, a += a_col, B += ldb) {
-            const v8 b = v8_load(B);
+            const vec b = v_load(B);
             for (int i = 0; i < rows; i++)
-                acc[i] = v8_fma(v8_set(a[i * a_row]), b, acc[i]);
+                acc[i] = v_fma(v_set(a[i * a_row]), b, acc[i]);
         }
         if (!blocks)
             break;
     }
     for (int i = 0; i < rows; i++)
-        v8_store(C + i * ldc, acc[i]);
+        v_store(C + i * ldc, acc[i]);
 }
 
 /* The same for any number of rows M and for N columns, eight at a time: those of
    B lie b_strip apart.  Rows outside, so that C goes in the order of memory. */
-static void fl_tiles(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const double *A, ptrdiff_t a_row, ptrdiff_t a_col,
-                     ptrdiff_t a_block, const double *B, ptrdiff_t ldb, ptrdiff_t b_strip, double *C, ptrdiff_t ldc,
+static void fl_tiles(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const fl_real *A, ptrdiff_t a_row, ptrdiff_t a_col,
+                     ptrdiff_t a_block, const fl_real *B, ptrdiff_t ldb, ptrdiff_t b_strip, fl_real *C, ptrdiff_t ldc,
                      int accumulate) {
 #define FL_TILE(n, blocks) \
-    fl_tile_rows(n, blocks, K, A, a_row, a_col, a_block, B + j * b_strip, ldb, C + 8 * j, ldc, accumulate)
+    fl_tile_rows(n, blocks, K, A, a_row, a_col, a_block, B + j * b_strip, ldb, C + FL_PANEL * j, ldc, accumulate)
 #define FL_CASE(n) case n: FL_TILE(n, 1); break;
     for (; M >= FL_ROWS; M -= FL_ROWS, A += FL_ROWS * a_row, C += FL_ROWS * ldc)
-        if (a_block == 8 * a_col)
-            for (ptrdiff_t j = 0; 8 * j < N; j++)
+        if (a_block == FL_PANEL * a_col)
+            for (ptrdiff_t j = 0; FL_PANEL * j < N; j++)
                 FL_TILE(FL_ROWS, 0);
         else
-            for (ptrdiff_t j = 0; 8 * j < N; j++)
+            for (ptrdiff_t j = 0; FL_PANEL * j < N; j++)
                 FL_TILE(FL_ROWS, 1);
-    for (ptrdiff_t j = 0; 8 * j < N; j++)
+    for (ptrdiff_t j = 0; FL_PANEL * j < N; j++)
         switch (M) {
 #if FL_ROWS >= 3
         FL_CASE(1) FL_CASE(2)

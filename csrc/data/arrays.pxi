@@ -62,13 +62,13 @@ cdef class ArrayBatch(Batch):
         self.rows.n_in, self.rows.n_out, self.rows.largest_class = data.n_in, data.n_out, data.largest_class
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
-        cdef Py_ssize_t n = round8(examples)
+        cdef Py_ssize_t n = round_up(examples, PANEL)
         cdef Arena *arena = &self.work.arena
         self.rows.ld = padded(self.rows.n_in)
         while self.work.lays_out():
             self.rows.x = take_values(arena, n, self.rows.ld)
             self.rows.targets = take_values(arena, n, self.rows.n_out)
-            self.rows.weights = take_values(arena, n, 1)
+            self.rows.weights = <double *>take(arena, n, sizeof(double))
             self.rows.classes = <int64_t *>take(arena, n, sizeof(int64_t))
         return examples
 

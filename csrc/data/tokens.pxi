@@ -164,13 +164,13 @@ cdef class TokenBatch(Batch):
         return inputs, targets, positions, weights
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
-        cdef Py_ssize_t n = round8(times(examples, self.data.longest))
+        cdef Py_ssize_t n = round_up(times(examples, self.data.longest), PANEL)
         cdef Arena *arena = &self.work.arena
         while self.work.lays_out():
             self.tokens.inputs = <int64_t *>take(arena, n, sizeof(int64_t))
             self.tokens.targets = <int64_t *>take(arena, n, sizeof(int64_t))
             self.tokens.positions = <int64_t *>take(arena, n, sizeof(int64_t))
-            self.tokens.weights = take_values(arena, n, 1)
+            self.tokens.weights = <double *>take(arena, n, sizeof(double))
             self.tokens.first = <int64_t *>take(arena, examples + 1, sizeof(int64_t))
         return n
 

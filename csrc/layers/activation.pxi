@@ -1,4 +1,4 @@
-# The activations: each is its formula on one v8 and that of its derivative, for the panels of a transformer and the
+# The activations: each is its formula on one vec and that of its derivative, for the panels of a transformer and the
 # rows of an MLP alike.
 
 cdef enum:              # in the order of ACTIVATIONS
@@ -8,53 +8,74 @@ cdef enum:              # in the order of ACTIVATIONS
 ACTIVATIONS = ("relu", "tanh")
 
 
-cdef inline v8 activation(int kind, v8 x) noexcept nogil:
+cdef inline vec activation(int kind, vec x) noexcept nogil:
     """NaN stays NaN."""
     if kind == TANH:
-        return v8_tanh(x)
-    return v8_max(v8_set(0.0), x)
+        return v_tanh(x)
+    return v_max(v_set(0.0), x)
 
 
-cdef inline v8 activation_grad(int kind, v8 dy, v8 y) noexcept nogil:
+cdef inline vec activation_grad(int kind, vec dy, vec y) noexcept nogil:
     """dy times the derivative where the activation gave y."""
     if kind == TANH:
-        return v8_mul(dy, v8_sub(v8_set(1.0), v8_mul(y, y)))
-    return v8_where_less(v8_set(0.0), y, dy, v8_set(0.0))
+        return v_mul(dy, v_sub(v_set(1.0), v_mul(y, y)))
+    return v_where_less(v_set(0.0), y, dy, v_set(0.0))
 
 
-cdef void activation_forward(int kind, double *h, Py_ssize_t D) noexcept nogil:
-    """h (D, 8) overwritten with its activation."""
+cdef void activation_forward(int kind, real *h, Py_ssize_t D) noexcept nogil:
+    """h (D, PANEL) overwritten with its activation."""
     cdef Py_ssize_t d
     for d in range(D):
-        v8_store(h + 8 * d, activation(kind, v8_load(h + 8 * d)))
+        v_store(h + PANEL * d, activation(kind, v_load(h + PANEL * d)))
 
 
-cdef void activation_backward(int kind, double *dh, const double *h, Py_ssize_t D) noexcept nogil:
-    """dh (D, 8) overwritten with dh times the derivative of the activation that gave h."""
+cdef void activation_backward(int kind, real *dh, const real *h, Py_ssize_t D) noexcept nogil:
+    """dh (D, PANEL) overwritten with dh times the derivative of the activation that gave h."""
     cdef Py_ssize_t d
     for d in range(D):
-        v8_store(dh + 8 * d, activation_grad(kind, v8_load(dh + 8 * d), v8_load(h + 8 * d)))
+        v_store(dh + PANEL * d, activation_grad(kind, v_load(dh + PANEL * d), v_load(h + PANEL * d)))
 
 
-cdef void add_bias(double *z, Py_ssize_t ld, Py_ssize_t rows, const double *bias) noexcept nogil:
-    """z (rows, 8) += bias (8,)."""
+cdef void add_bias(real *z, Py_ssize_t ld, Py_ssize_t rows, const real *bias) noexcept nogil:
+    """z (rows, PANEL) += bias (PANEL,)."""
     cdef Py_ssize_t n
-    cdef v8 b = v8_load(bias)
+    cdef vec b = v_load(bias)
     for n in range(rows):
-        v8_store(z + n * ld, v8_add(v8_load(z + n * ld), b))
+        v_store(z + n * ld, v_add(v_load(z + n * ld), b))
 
 
-cdef void add_bias_and_activate(int kind, double *z, Py_ssize_t ld, Py_ssize_t rows, const double *bias) noexcept nogil:
-    """z (rows, 8) overwritten with the activation of z + bias (8,)."""
+cdef void add_bias_and_activate(int kind, real *z, Py_ssize_t ld, Py_ssize_t rows, const real *bias) noexcept nogil:
+    """z (rows, PANEL) overwritten with the activation of z + bias (PANEL,)."""
     cdef Py_ssize_t n
-    cdef v8 b = v8_load(bias)
+    cdef vec b = v_load(bias)
     for n in range(rows):
-        v8_store(z + n * ld, activation(kind, v8_add(v8_load(z + n * ld), b)))
+        v_store(z + n * ld, activation(kind, v_add(v_load(z + n * ld), b)))
 
 
-cdef void activation_backward_rows(int kind, double *dz, const double *a, Py_ssize_t ld,
+cdef void activation_backward_rows(int kind, real *dz, const real *a, Py_ssize_t ld,
                                    Py_ssize_t rows) noexcept nogil:
-    """dz (rows, 8) overwritten with dz times the derivative of the activation that gave a (rows, 8)."""
+    """dz (rows, PANEL) overwritten with dz times the derivative of the activation that gave a (rows, PANEL)."""
     cdef Py_ssize_t n
     for n in range(rows):
-        v8_store(dz + n * ld, activation_grad(kind, v8_load(dz + n * ld), v8_load(a + n * ld)))
+        v_store(dz + n * ld, activation_grad(kind, v_load(dz + n * ld), v_load(a + n * ld)))
+
+
+cdef class Activation(Layer):
+    """y overwrites x, and y's gradient x's: the derivative follows from y."""
+    cdef int kind
+
+    def __init__(self, Value x not None, str kind not None):
+        self.kind = ACTIVATIONS.index(kind)
+        self.x, self.y = x, Value(x.width)
+        self.y.panels_of = self.y.grad_of = x
+
+    cdef void forward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
+        cdef Py_ssize_t D = self.y.width
+        activation_forward(self.kind, self.y.panels + PANEL * first * D, n * D)
+
+    cdef void backward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
+        cdef Py_ssize_t D = self.y.width, at = PANEL * first * D
+        activation_backward(self.kind, self.y.grad + at, self.y.panels + at, n * D)
+
+    cdef void generate(self, const Tokens *b) noexcept nogil:
+        activation_forward(self.kind, self.y.position, self.y.width)

@@ -1,120 +1,215 @@
 # Causal attention over documents packed end to end, on panels.
 #
-# The eight queries of a panel look at the panels from the one where the first query's document begins up to their
+# The queries of a panel look at the panels from the one where the first query's document begins up to their
 # own; a mask hides what belongs to another document or comes later.  Scores lie keys downwards and queries side by
 # side, so the softmax needs no sum across lanes, and each of the six products is a register tile that reads
 # the panels as they are.  A lane past the last token sees itself alone, and holds zeros.
 #
-# One head: q, k and v are its `size` rows of a panel, (size, 8); the same rows of the next panel lie `stride` further.
-# p (panels of keys, 8 keys, 8 queries) are the weights.
+# One head: q, k and v are its `size` rows of a panel, (size, PANEL); the same rows of the next panel lie `stride`
+# further.
+# p (panels of keys, PANEL keys, PANEL queries) are the weights.
 
 cdef inline Py_ssize_t first_key_panel(const Tokens *b, Py_ssize_t p) noexcept nogil:
     """The panel in which the document of panel p's first token begins."""
-    return (8 * p - b.positions[8 * p]) >> 3
+    return (PANEL * p - b.positions[PANEL * p]) // PANEL
 
 
-cdef void attention_forward(const Tokens *b, Py_ssize_t panel, const double *q, const double *k, const double *v,
-                            Py_ssize_t stride, Py_ssize_t size, double *p, double *a) noexcept nogil:
-    """p and a (size, 8) of the queries of `panel`; q of this panel, k and v of panel 0."""
+cdef void attention_forward(const Tokens *b, Py_ssize_t panel, const real *q, const real *k, const real *v,
+                            Py_ssize_t stride, Py_ssize_t size, real *p, real *a) noexcept nogil:
+    """p and a (size, PANEL) of the queries of `panel`; q of this panel, k and v of panel 0."""
     cdef Py_ssize_t first = first_key_panel(b, panel), keys = panel + 1 - first, start, s, t, n
-    cdef v8 scale = v8_set(1.0 / sqrt(<double>size)), hidden = v8_set(-INFINITY)
-    cdef v8 begin, end, at, x, m = hidden, total = v8_set(0.0)
-    cdef double[8] lower
-    cdef double[8] upper
-    for t in range(8):                  # lane t sees the keys lower[t]..upper[t], counted from the first panel's
-        n = 8 * panel + t
-        upper[t] = <double>(n - 8 * first)
-        lower[t] = upper[t] - <double>b.positions[n] if n < b.N else upper[t]
-    begin = v8_load(lower)
-    end = v8_load(upper)
+    cdef vec scale = v_set(1.0 / sqrt(<double>size)), hidden = v_set(-INFINITY)
+    cdef vec begin, end, at, x, m = hidden, total = v_set(0.0)
+    cdef real[PANEL] lower
+    cdef real[PANEL] upper
+    for t in range(PANEL):              # lane t sees the keys lower[t]..upper[t], counted from the first panel's
+        n = PANEL * panel + t
+        upper[t] = <real>(n - PANEL * first)
+        lower[t] = upper[t] - <real>b.positions[n] if n < b.N else upper[t]
+    begin = v_load(lower)
+    end = v_load(upper)
     for s in range(keys):
-        fl_tiles(8, 8, size, k + (first + s) * stride, 1, 8, 64, q, 8, 0, p + 64 * s, 8, False)
+        fl_tiles(PANEL, PANEL, size, k + (first + s) * stride, 1, PANEL, BLOCK, q, PANEL, 0, p + BLOCK * s, PANEL,
+                 False)
     # The first document's first key may stand inside its panel: nothing looks at those before it.
-    start = 8 * panel - b.positions[8 * panel] - 8 * first
-    memset(p, 0, 64 * start)
-    for s in range(start, 8 * keys):
-        at = v8_set(<double>s)
-        x = v8_mul(v8_load(p + 8 * s), scale)
-        x = v8_where_less(at, begin, hidden, v8_where_less(end, at, hidden, x))
-        v8_store(p + 8 * s, x)
-        m = v8_max(x, m)
-    for s in range(start, 8 * keys):
-        x = v8_exp(v8_sub(v8_load(p + 8 * s), m))
-        v8_store(p + 8 * s, x)
-        total = v8_add(total, x)
-    total = v8_div(v8_set(1.0), total)
-    for s in range(start, 8 * keys):
-        v8_store(p + 8 * s, v8_mul(v8_load(p + 8 * s), total))
-    matmul(size, 8, 8 * keys, v + first * stride, 8, 1, stride, p, 8, a, 8, False)
+    start = PANEL * panel - b.positions[PANEL * panel] - PANEL * first
+    memset(p, 0, PANEL * start * sizeof(real))
+    for s in range(start, PANEL * keys):
+        at = v_set(<real>s)
+        x = v_mul(v_load(p + PANEL * s), scale)
+        x = v_where_less(at, begin, hidden, v_where_less(end, at, hidden, x))
+        v_store(p + PANEL * s, x)
+        m = v_max(x, m)
+    for s in range(start, PANEL * keys):
+        x = v_exp(v_sub(v_load(p + PANEL * s), m))
+        v_store(p + PANEL * s, x)
+        total = v_add(total, x)
+    total = v_div(v_set(1.0), total)
+    for s in range(start, PANEL * keys):
+        v_store(p + PANEL * s, v_mul(v_load(p + PANEL * s), total))
+    matmul(size, PANEL, PANEL * keys, v + first * stride, PANEL, 1, stride, p, PANEL, a, PANEL, False)
 
 
-cdef void attention_dq(const Tokens *b, Py_ssize_t panel, const double *da, const double *k, const double *v,
-                       Py_ssize_t stride, Py_ssize_t size, const double *p, const double *sums,
-                       double *dq) noexcept nogil:
-    """dq (size, 8) of the queries of `panel`; da and p of this panel, k and v of panel 0; sums (8,) = sum_d da a."""
+cdef void attention_dq(const Tokens *b, Py_ssize_t panel, const real *da, const real *k, const real *v,
+                       Py_ssize_t stride, Py_ssize_t size, const real *p, const real *sums,
+                       real *dq) noexcept nogil:
+    """dq (size, PANEL) of the queries of `panel`; da and p of this panel, k and v of panel 0; sums (PANEL,) of da a."""
     cdef Py_ssize_t first = first_key_panel(b, panel), kp, s
-    cdef v8 scale = v8_set(1.0 / sqrt(<double>size)), sum_ = v8_load(sums), x
-    cdef double[64] ds
+    cdef vec scale = v_set(1.0 / sqrt(<double>size)), sum_ = v_load(sums), x
+    cdef real[BLOCK] ds
     for kp in range(first, panel + 1):
-        fl_tiles(8, 8, size, v + kp * stride, 1, 8, 64, da, 8, 0, ds, 8, False)
-        for s in range(8):
-            x = v8_mul(v8_sub(v8_load(ds + 8 * s), sum_), scale)
-            v8_store(ds + 8 * s, v8_mul(x, v8_load(p + 64 * (kp - first) + 8 * s)))
-        fl_tiles(size, 8, 8, k + kp * stride, 8, 1, 8, ds, 8, 0, dq, 8, kp > first)
+        fl_tiles(PANEL, PANEL, size, v + kp * stride, 1, PANEL, BLOCK, da, PANEL, 0, ds, PANEL, False)
+        for s in range(PANEL):
+            x = v_mul(v_sub(v_load(ds + PANEL * s), sum_), scale)
+            v_store(ds + PANEL * s, v_mul(x, v_load(p + BLOCK * (kp - first) + PANEL * s)))
+        fl_tiles(size, PANEL, PANEL, k + kp * stride, PANEL, 1, PANEL, ds, PANEL, 0, dq, PANEL, kp > first)
 
 
-cdef void attention_dkv(const Tokens *b, Py_ssize_t panel, Py_ssize_t panels, const double *q, const double *da,
-                        Py_ssize_t stride, Py_ssize_t da_stride, const double *v, Py_ssize_t size,
-                        const double *p, Py_ssize_t p_stride, const double *sums, Py_ssize_t sums_stride,
-                        double *dk, double *dv) noexcept nogil:
-    """dk and dv (size, 8) of the keys of `panel`; v of this panel; q, da, p and sums of panel 0.
+cdef void attention_dkv(const Tokens *b, Py_ssize_t panel, Py_ssize_t panels, const real *q, const real *da,
+                        Py_ssize_t stride, Py_ssize_t da_stride, const real *v, Py_ssize_t size,
+                        const real *p, Py_ssize_t p_stride, const real *sums, Py_ssize_t sums_stride,
+                        real *dk, real *dv) noexcept nogil:
+    """dk and dv (size, PANEL) of the keys of `panel`; v of this panel; q, da, p and sums of panel 0.
 
     The queries that look at these keys stand in this panel and in those after it, until one begins with a later
-    document.  Here the keys lie side by side, so each block of p is turned round.
+    document.  Here the keys lie side by side, so each block of p is transposed.
     """
     cdef Py_ssize_t qp = panel, first, t
-    cdef v8 scale = v8_set(1.0 / sqrt(<double>size)), x
-    cdef double[64] pt                  # (8 queries, 8 keys)
-    cdef double[64] dst
+    cdef vec scale = v_set(1.0 / sqrt(<double>size)), x
+    cdef real[BLOCK] pt                 # (PANEL queries, PANEL keys)
+    cdef real[BLOCK] dst
     while qp < panels:
         first = first_key_panel(b, qp)
         if first > panel:
             break
-        transpose_panel(p + qp * p_stride + 64 * (panel - first), 8, 8, pt, 8)
-        fl_tiles(8, 8, size, da + qp * da_stride, 1, 8, 64, v, 8, 0, dst, 8, False)
-        for t in range(8):
-            x = v8_sub(v8_load(dst + 8 * t), v8_set(sums[qp * sums_stride + t]))
-            v8_store(dst + 8 * t, v8_mul(v8_mul(x, scale), v8_load(pt + 8 * t)))
-        fl_tiles(size, 8, 8, q + qp * stride, 8, 1, 8, dst, 8, 0, dk, 8, qp > panel)
-        fl_tiles(size, 8, 8, da + qp * da_stride, 8, 1, 8, pt, 8, 0, dv, 8, qp > panel)
+        transpose_panel(p + qp * p_stride + BLOCK * (panel - first), PANEL, PANEL, pt, PANEL)
+        fl_tiles(PANEL, PANEL, size, da + qp * da_stride, 1, PANEL, BLOCK, v, PANEL, 0, dst, PANEL, False)
+        for t in range(PANEL):
+            x = v_sub(v_load(dst + PANEL * t), v_set(sums[qp * sums_stride + t]))
+            v_store(dst + PANEL * t, v_mul(v_mul(x, scale), v_load(pt + PANEL * t)))
+        fl_tiles(size, PANEL, PANEL, q + qp * stride, PANEL, 1, PANEL, dst, PANEL, 0, dk, PANEL, qp > panel)
+        fl_tiles(size, PANEL, PANEL, da + qp * da_stride, PANEL, 1, PANEL, pt, PANEL, 0, dv, PANEL, qp > panel)
         qp += 1
 
 
-cdef void attention_cached(const double *q, const double *kv, Py_ssize_t D, Py_ssize_t keys, Py_ssize_t size, double *p,
-                           double *a) noexcept nogil:
-    """a (size, 8) of q (size, 8), for eight documents side by side, all with `keys` positions.
+cdef void attention_cached(const real *q, const real *kv, Py_ssize_t D, Py_ssize_t keys, Py_ssize_t size, real *p,
+                           real *a) noexcept nogil:
+    """a (size, PANEL) of q (size, PANEL), for PANEL documents side by side, all with `keys` positions.
 
-    kv (keys, 2 D, 8) holds the keys and, D rows further, the values.  Each lane is a document of its own, so
+    kv (keys, 2 D, PANEL) holds the keys and, D rows further, the values.  Each lane is a document of its own, so
     nothing is a matrix product; the sums go in attention_forward's order.
     """
-    cdef v8 scale = v8_set(1.0 / sqrt(<double>size)), m = v8_set(-INFINITY), total = v8_set(0.0), x
+    cdef vec scale = v_set(1.0 / sqrt(<double>size)), m = v_set(-INFINITY), total = v_set(0.0), x
     cdef Py_ssize_t s, d
     for s in range(keys):
-        x = v8_set(0.0)
+        x = v_set(0.0)
         for d in range(size):
-            x = v8_fma(v8_load(kv + 16 * s * D + 8 * d), v8_load(q + 8 * d), x)
-        x = v8_mul(x, scale)
-        v8_store(p + 8 * s, x)
-        m = v8_max(x, m)
+            x = v_fma(v_load(kv + 2 * PANEL * s * D + PANEL * d), v_load(q + PANEL * d), x)
+        x = v_mul(x, scale)
+        v_store(p + PANEL * s, x)
+        m = v_max(x, m)
     for s in range(keys):
-        x = v8_exp(v8_sub(v8_load(p + 8 * s), m))
-        v8_store(p + 8 * s, x)
-        total = v8_add(total, x)
-    total = v8_div(v8_set(1.0), total)
+        x = v_exp(v_sub(v_load(p + PANEL * s), m))
+        v_store(p + PANEL * s, x)
+        total = v_add(total, x)
+    total = v_div(v_set(1.0), total)
     for s in range(keys):
-        v8_store(p + 8 * s, v8_mul(v8_load(p + 8 * s), total))
+        v_store(p + PANEL * s, v_mul(v_load(p + PANEL * s), total))
     for d in range(size):
-        x = v8_set(0.0)
+        x = v_set(0.0)
         for s in range(keys):
-            x = v8_fma(v8_load(kv + 16 * s * D + 8 * (D + d)), v8_load(p + 8 * s), x)
-        v8_store(a + 8 * d, x)
+            x = v_fma(v_load(kv + 2 * PANEL * s * D + PANEL * (D + d)), v_load(p + PANEL * s), x)
+        v_store(a + PANEL * d, x)
+
+
+cdef void panel_dot(const real *x, const real *y, Py_ssize_t D, real *sums) noexcept nogil:
+    """sums (PANEL,) of x y over the features of two panels (D, PANEL)."""
+    cdef vec a = v_set(0.0)
+    cdef Py_ssize_t d
+    for d in range(D):
+        a = v_fma(v_load(x + PANEL * d), v_load(y + PANEL * d), a)
+    v_store(sums, a)
+
+
+cdef class Attention(Layer):
+    """Of x, whose features are the queries, keys and values of all heads; y has a third of its width."""
+    cdef Py_ssize_t heads
+    cdef Py_ssize_t size        # features of a head
+    cdef Py_ssize_t T
+    cdef Py_ssize_t keys        # panels of keys that a panel of queries may look at
+    cdef real *p                # (P, heads, keys, PANEL, PANEL) attention weights
+    cdef real *sums             # (P, heads, PANEL) sum of y's gradient times y over a head
+    cdef real *kv               # (T, 2, width, PANEL) keys and values of the documents that are generated
+    cdef real *p_at             # (T, PANEL)
+
+    def __init__(self, Value x not None, Py_ssize_t heads, Py_ssize_t T):
+        self.x, self.y = x, Value(x.width // 3)
+        if heads < 1 or x.width != 3 * self.y.width or self.y.width % heads:
+            raise ValueError(f"a width of {self.y.width} is not a multiple of {heads} heads")
+        self.across = True
+        self.heads, self.size, self.T = heads, self.y.width // heads, T
+        self.keys = tiles(T - 1, PANEL) + 1
+
+    cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
+        Layer.lay_out(self, arena, N)
+        self.p = take_values(arena, times(N // PANEL, self.heads), self.keys * BLOCK)
+
+    cdef void lay_out_backward(self, Arena *arena, Py_ssize_t N) noexcept nogil:
+        Layer.lay_out_backward(self, arena, N)
+        self.sums = take_values(arena, N, self.heads)
+
+    cdef void lay_out_backward_as(self, Layer other) noexcept nogil:
+        Layer.lay_out_backward_as(self, other)
+        self.sums = (<Attention>other).sums
+
+    cdef inline real *weights(self, Py_ssize_t panel, Py_ssize_t head) noexcept nogil:
+        return self.p + (panel * self.heads + head) * self.keys * BLOCK
+
+    cdef void forward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
+        cdef Py_ssize_t D = self.y.width, stride = PANEL * self.x.width, p, i, at
+        for p in range(first, first + n):
+            for i in range(self.heads):
+                at = PANEL * i * self.size
+                attention_forward(b, p, self.x.panels + p * stride + at, self.x.panels + PANEL * D + at,
+                                  self.x.panels + 2 * PANEL * D + at, stride, self.size, self.weights(p, i),
+                                  self.y.panels + PANEL * p * D + at)
+
+    cdef void before_backward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
+        cdef Py_ssize_t p, i, at
+        for p in range(first, first + n):
+            for i in range(self.heads):
+                at = PANEL * (p * self.y.width + i * self.size)
+                panel_dot(self.y.grad + at, self.y.panels + at, self.size, self.sums + PANEL * (p * self.heads + i))
+
+    cdef void backward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
+        cdef Py_ssize_t D = self.y.width, stride = PANEL * self.x.width, p, i, at
+        cdef const real *q
+        cdef const real *k
+        cdef const real *v
+        cdef const real *da
+        cdef real *dq
+        for p in range(first, first + n):
+            for i in range(self.heads):
+                at = PANEL * i * self.size
+                q = self.x.panels + at
+                k, v = q + PANEL * D, q + 2 * PANEL * D
+                da = self.y.grad + at
+                dq = self.x.grad + p * stride + at
+                attention_dq(b, p, da + PANEL * p * D, k, v, stride, self.size, self.weights(p, i),
+                             self.sums + PANEL * (p * self.heads + i), dq)
+                attention_dkv(b, p, tiles(b.N, PANEL), q, da, stride, PANEL * D, v + p * stride, self.size,
+                              self.weights(0, i), self.heads * self.keys * BLOCK, self.sums + PANEL * i,
+                              PANEL * self.heads, dq + PANEL * D, dq + 2 * PANEL * D)
+
+    cdef void lay_out_position(self, Arena *arena) noexcept nogil:
+        Layer.lay_out_position(self, arena)
+        self.kv = take_values(arena, times(2 * PANEL, self.T), self.y.width)
+        self.p_at = take_values(arena, PANEL, self.T)
+
+    cdef void generate(self, const Tokens *b) noexcept nogil:
+        cdef Py_ssize_t D = self.y.width, position = b.positions[0], i, at
+        memcpy(self.kv + 2 * PANEL * position * D, self.x.position + PANEL * D, 2 * PANEL * D * sizeof(real))
+        for i in range(self.heads):
+            at = PANEL * i * self.size
+            attention_cached(self.x.position + at, self.kv + at, D, position + 1, self.size, self.p_at,
+                             self.y.position + at)

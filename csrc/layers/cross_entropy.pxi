@@ -1,4 +1,4 @@
-# Softmax cross-entropy on panels: eight tokens side by side, the vocabulary downwards.
+# Softmax cross-entropy on panels: PANEL tokens side by side, the vocabulary downwards.
 #
 # The loss of a token is log(sum_v exp(l_v)) - l_target, in nats.  With m the largest logit, c how many equal it and
 # r = sum over the others of exp(l_v - m), it is (m - l_target) + log1p((c - 1) + r): where the model is confident
@@ -9,59 +9,59 @@
 # softmax: what was summed so far is rescaled when a larger logit comes).
 
 cdef struct Softmax:
-    double[8] max       # m, the largest logit so far
-    double[8] count     # c
-    double[8] rest      # r
-    double[8] target    # the target's logit
+    real[PANEL] max       # m, the largest logit so far
+    real[PANEL] count     # c
+    real[PANEL] rest      # r
+    real[PANEL] target    # the target's logit
 
 
 cdef void softmax_start(Softmax *s) noexcept nogil:
     memset(s, 0, sizeof(Softmax))
-    v8_store(s.max, v8_set(-INFINITY))
+    v_store(s.max, v_set(-INFINITY))
 
 
-cdef void softmax_add(double *logits, Py_ssize_t rows, Py_ssize_t v, const int64_t *targets, Py_ssize_t tokens,
+cdef void softmax_add(real *logits, Py_ssize_t rows, Py_ssize_t v, const int64_t *targets, Py_ssize_t tokens,
                       Softmax *s) noexcept nogil:
-    """Extend the state by logits (rows, 8), the vocabulary's ids from v on.
+    """Extend the state by logits (rows, PANEL), the vocabulary's ids from v on.
 
     logits is overwritten with exp(logits - max).  Sums go in blocks of 64, so that rounding grows with
     the square root of the number of blocks and not of V.
     """
     cdef Py_ssize_t i, block, t
-    cdef v8 old = v8_load(s.max), m = old
-    cdef v8 one = v8_set(1.0), zero = v8_set(0.0)
-    cdef v8 x, e, count, rest, block_rest
+    cdef vec old = v_load(s.max), m = old
+    cdef vec one = v_set(1.0), zero = v_set(0.0)
+    cdef vec x, e, count, rest, block_rest
     for t in range(tokens):
         if v <= targets[t] < v + rows:
-            s.target[t] = logits[8 * (targets[t] - v) + t]
+            s.target[t] = logits[PANEL * (targets[t] - v) + t]
     for i in range(rows):
-        m = v8_max(v8_load(logits + 8 * i), m)
-    count = v8_load(s.count)
-    rest = v8_load(s.rest)
+        m = v_max(v_load(logits + PANEL * i), m)
+    count = v_load(s.count)
+    rest = v_load(s.rest)
     if v > 0:
-        rest = v8_where_equal(old, m, rest, v8_mul(v8_add(count, rest), v8_exp(v8_sub(old, m))))
-        count = v8_where_equal(old, m, count, zero)
+        rest = v_where_equal(old, m, rest, v_mul(v_add(count, rest), v_exp(v_sub(old, m))))
+        count = v_where_equal(old, m, count, zero)
     for block in range(0, rows, 64):
         block_rest = zero
         for i in range(block, min(block + 64, rows)):
-            x = v8_load(logits + 8 * i)
-            e = v8_where_equal(x, m, one, v8_exp(v8_sub(x, m)))
-            v8_store(logits + 8 * i, e)
-            count = v8_add(count, v8_where_equal(x, m, one, zero))
-            block_rest = v8_add(block_rest, v8_where_equal(x, m, zero, e))
-        rest = v8_add(rest, block_rest)
-    v8_store(s.max, m)
-    v8_store(s.count, count)
-    v8_store(s.rest, rest)
+            x = v_load(logits + PANEL * i)
+            e = v_where_equal(x, m, one, v_exp(v_sub(x, m)))
+            v_store(logits + PANEL * i, e)
+            count = v_add(count, v_where_equal(x, m, one, zero))
+            block_rest = v_add(block_rest, v_where_equal(x, m, zero, e))
+        rest = v_add(rest, block_rest)
+    v_store(s.max, m)
+    v_store(s.count, count)
+    v_store(s.rest, rest)
 
 
-cdef void softmax_exp(double *logits, Py_ssize_t rows, const Softmax *s) noexcept nogil:
-    """logits (rows, 8) overwritten with exp(logits - max), the same bits as softmax_add left there."""
+cdef void softmax_exp(real *logits, Py_ssize_t rows, const Softmax *s) noexcept nogil:
+    """logits (rows, PANEL) overwritten with exp(logits - max), the same bits as softmax_add left there."""
     cdef Py_ssize_t i
-    cdef v8 m = v8_load(s.max), x
+    cdef vec m = v_load(s.max), x
     for i in range(rows):
-        x = v8_load(logits + 8 * i)
-        v8_store(logits + 8 * i, v8_where_equal(x, m, v8_set(1.0), v8_exp(v8_sub(x, m))))
+        x = v_load(logits + PANEL * i)
+        v_store(logits + PANEL * i, v_where_equal(x, m, v_set(1.0), v_exp(v_sub(x, m))))
 
 
 cdef void softmax_losses(const Softmax *s, Py_ssize_t tokens, double *losses) noexcept nogil:
@@ -71,17 +71,17 @@ cdef void softmax_losses(const Softmax *s, Py_ssize_t tokens, double *losses) no
         losses[t] = (s.max[t] - s.target[t]) + log1p((s.count[t] - 1.0) + s.rest[t])
 
 
-cdef void softmax_grad(double *e, Py_ssize_t rows, Py_ssize_t v, const int64_t *targets, const double *weights,
+cdef void softmax_grad(real *e, Py_ssize_t rows, Py_ssize_t v, const int64_t *targets, const double *weights,
                        Py_ssize_t tokens, const Softmax *s) noexcept nogil:
-    """e (rows, 8) = exp(logits - max), overwritten with weights[t] d loss[t] / d logits[t].
+    """e (rows, PANEL) = exp(logits - max), overwritten with weights[t] d loss[t] / d logits[t].
 
     That is weights (softmax - one-hot).
     """
     cdef Py_ssize_t i, t
     cdef double total, others
-    cdef double[8] scale
-    cdef double[8] at_target
-    cdef v8 factor
+    cdef real[PANEL] scale
+    cdef real[PANEL] at_target
+    cdef vec factor
     memset(scale, 0, sizeof(scale))
     for t in range(tokens):
         total = s.count[t] + s.rest[t]
@@ -90,29 +90,30 @@ cdef void softmax_grad(double *e, Py_ssize_t rows, Py_ssize_t v, const int64_t *
             if s.target[t] == s.max[t]:
                 others = (s.count[t] - 1.0) + s.rest[t]
             else:
-                others = total - e[8 * (targets[t] - v) + t]
+                others = total - e[PANEL * (targets[t] - v) + t]
             at_target[t] = -(others * scale[t])
-    factor = v8_load(scale)
+    factor = v_load(scale)
     for i in range(rows):
-        v8_store(e + 8 * i, v8_mul(v8_load(e + 8 * i), factor))
+        v_store(e + PANEL * i, v_mul(v_load(e + PANEL * i), factor))
     for t in range(tokens):
         if v <= targets[t] < v + rows:
-            e[8 * (targets[t] - v) + t] = at_target[t]
+            e[PANEL * (targets[t] - v) + t] = at_target[t]
 
 
-cdef void cross_entropy_rows(Py_ssize_t N, Py_ssize_t V, const double *logits, const int64_t *targets, double *losses,
-                             double *dlogits, double *panel) noexcept nogil:
+cdef void cross_entropy_rows(Py_ssize_t N, Py_ssize_t V, const real *logits, const int64_t *targets, double *losses,
+                             real *dlogits, real *panel) noexcept nogil:
     """losses (N,) of each row of logits (N, V), and dlogits (N, V) of their mean unless it is NULL.
 
-    panel (V, 8) is scratch.
+    panel (V, PANEL) is scratch.
     """
-    cdef Py_ssize_t n, t, tokens
+    cdef Py_ssize_t p, n, t, tokens
     cdef Softmax state
-    cdef double[8] weights
-    for t in range(8):
+    cdef double[PANEL] weights
+    for t in range(PANEL):
         weights[t] = 1.0 / N
-    for n in range(0, N, 8):
-        tokens = min(N - n, 8)
+    for p in range(tiles(N, PANEL)):
+        n = PANEL * p
+        tokens = min(N - n, PANEL)
         transpose_rows(logits + n * V, V, tokens, V, panel)
         softmax_start(&state)
         softmax_add(panel, V, 0, targets + n, tokens, &state)

@@ -1,4 +1,4 @@
-# Linear layers on panels: y (out, 8) = W (out, in) x (in, 8) for each panel, the gradient of x, and that of W.
+# Linear layers on panels: y (out, PANEL) = W (out, in) x (in, PANEL) for each panel, the gradient of x, and that of W.
 #
 # A weight matrix of a wide model is larger than the cache, so each loop reads a block of it once for all the panels
 # at hand.  With few panels the rows are what the threads share.
@@ -9,61 +9,72 @@ cdef enum:
     FORWARD_ROWS = 32
     DW_TOKENS = 128
 
+# What is cut for threads or into blocks is cut into whole tiles: this is a multiple of every FL_ROWS.
+cdef enum:
+    ROWS = 24
 
-cdef void linear_forward(const double *W, Py_ssize_t out, Py_ssize_t D, const double *x, double *y, Py_ssize_t panels,
+# Where packing pays (pack_columns): narrow weights lie in the L1 cache as they are, and of few tokens each reads a
+# weight too seldom.
+cdef enum:
+    PACK_WIDTH = 64
+    PACK_TOKENS = 24
+
+
+cdef void linear_forward(const real *W, Py_ssize_t out, Py_ssize_t D, const real *x, real *y, Py_ssize_t panels,
                          bint accumulate, bint parallel) noexcept nogil:
-    """y (panels, out, 8) = W x, or += where `accumulate`, of x (panels, D, 8)."""
-    cdef int threads = threads_for(16 * panels * out * D) if parallel else 1, i
+    """y (panels, out, PANEL) = W x, or += where `accumulate`, of x (panels, D, PANEL)."""
+    cdef int threads = threads_for(2 * PANEL * panels * out * D) if parallel else 1, i
     if threads == 1:
         linear_forward_rows(W, 0, out, out, D, x, y, panels, accumulate)
         return
     for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-        linear_forward_rows(W, share(out, i, threads), share(out, i + 1, threads), out, D, x, y, panels, accumulate)
+        linear_forward_rows(W, share(out, i, threads, ROWS), share(out, i + 1, threads, ROWS), out, D, x, y, panels,
+                            accumulate)
 
 
-cdef void linear_forward_rows(const double *W, Py_ssize_t first, Py_ssize_t last, Py_ssize_t out, Py_ssize_t D,
-                              const double *x, double *y, Py_ssize_t panels, bint accumulate) noexcept nogil:
+cdef void linear_forward_rows(const real *W, Py_ssize_t first, Py_ssize_t last, Py_ssize_t out, Py_ssize_t D,
+                              const real *x, real *y, Py_ssize_t panels, bint accumulate) noexcept nogil:
     cdef Py_ssize_t block, i, p
     for block in range(tiles(last - first, FORWARD_ROWS)):
         i = first + block * FORWARD_ROWS
         for p in range(panels):
-            matmul(min(last - i, FORWARD_ROWS), 8, D, W + i * D, D, 1, 8, x + 8 * p * D, 8, y + 8 * (p * out + i), 8,
-                   accumulate)
+            matmul(min(last - i, FORWARD_ROWS), PANEL, D, W + i * D, D, 1, PANEL, x + PANEL * p * D, PANEL,
+                   y + PANEL * (p * out + i), PANEL, accumulate)
 
 
-cdef void linear_dx(const double *W, const double *packed, Py_ssize_t out, Py_ssize_t D, const double *dy, double *dx,
+cdef void linear_dx(const real *W, const real *packed, Py_ssize_t out, Py_ssize_t D, const real *dy, real *dx,
                     Py_ssize_t panels, bint parallel) noexcept nogil:
-    """dx (panels, D, 8) = W^T dy, of dy (panels, out, 8); packed is what pack_columns made of W, or NULL."""
-    cdef int threads = threads_for(16 * panels * out * D) if parallel else 1, i
+    """dx (panels, D, PANEL) = W^T dy, of dy (panels, out, PANEL); packed is what pack_columns made of W, or NULL."""
+    cdef int threads = threads_for(2 * PANEL * panels * out * D) if parallel else 1, i
     if threads == 1:
         linear_dx_columns(W, packed, out, 0, D, D, dy, dx, panels)
         return
     for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-        linear_dx_columns(W, packed, out, share(D, i, threads), share(D, i + 1, threads), D, dy, dx, panels)
+        linear_dx_columns(W, packed, out, share(D, i, threads, ROWS), share(D, i + 1, threads, ROWS), D, dy, dx, panels)
 
 
-cdef void linear_dx_columns(const double *W, const double *packed, Py_ssize_t out, Py_ssize_t first, Py_ssize_t last,
-                            Py_ssize_t D, const double *dy, double *dx, Py_ssize_t panels) noexcept nogil:
+cdef void linear_dx_columns(const real *W, const real *packed, Py_ssize_t out, Py_ssize_t first, Py_ssize_t last,
+                            Py_ssize_t D, const real *dy, real *dx, Py_ssize_t panels) noexcept nogil:
     # W as it is gets read down its columns: where a row is long, few rows at a time, or they evict each other.
-    cdef Py_ssize_t rows = 256 if D <= 128 else 16, block, i_block, i_tile, i, k, p
+    cdef Py_ssize_t rows = K_BLOCK if D <= 128 else 16, block, i_block, i_tile, i, k, p
     if packed == NULL:
         for block in range(tiles(out, rows)):
             k = block * rows
             for p in range(panels):
-                matmul(last - first, 8, min(out - k, rows), W + k * D + first, 1, D, 8 * D, dy + 8 * (p * out + k), 8,
-                       dx + 8 * (p * D + first), 8, k > 0)
+                matmul(last - first, PANEL, min(out - k, rows), W + k * D + first, 1, D, PANEL * D,
+                       dy + PANEL * (p * out + k), PANEL, dx + PANEL * (p * D + first), PANEL, k > 0)
         return
-    for i_block in range(tiles(last - first, 24)):     # a multiple of every FL_ROWS
-        block = first + 24 * i_block
+    for i_block in range(tiles(last - first, ROWS)):
+        block = first + ROWS * i_block
         for p in range(panels):
-            for i_tile in range(tiles(min(last - block, 24), FL_ROWS)):
+            for i_tile in range(tiles(min(last - block, ROWS), FL_ROWS)):
                 i = block + i_tile * FL_ROWS
-                matmul(min(last - i, FL_ROWS), 8, out, packed + i * out, 1, FL_ROWS, 8 * FL_ROWS, dy + 8 * p * out, 8,
-                       dx + 8 * (p * D + i), 8, False)
+                matmul(min(last - i, FL_ROWS), PANEL, out, packed + i * out, 1, FL_ROWS, PANEL * FL_ROWS,
+                       dy + PANEL * p * out, PANEL, dx + PANEL * (p * D + i), PANEL, False)
 
 
-cdef void pack_columns(const double *W, Py_ssize_t out, Py_ssize_t D, Py_ssize_t first, Py_ssize_t last,
-                       double *packed) noexcept nogil:
+cdef void pack_columns(const real *W, Py_ssize_t out, Py_ssize_t D, Py_ssize_t first, Py_ssize_t last,
+                       real *packed) noexcept nogil:
     """W (out, D) in strips of a tile's columns, (columns first..last / FL_ROWS, out, FL_ROWS), for linear_dx to read
     in the order of memory.  It costs about as much as two or three panels win."""
     cdef Py_ssize_t i_tile, i, k, rows
@@ -72,46 +83,112 @@ cdef void pack_columns(const double *W, Py_ssize_t out, Py_ssize_t D, Py_ssize_t
         rows = min(last - i, FL_ROWS)
         for k in range(out):
             if rows == FL_ROWS:         # a constant size is a plain vector move
-                memcpy(packed + i * out + k * FL_ROWS, W + k * D + i, FL_ROWS * sizeof(double))
+                memcpy(packed + i * out + k * FL_ROWS, W + k * D + i, FL_ROWS * sizeof(real))
             else:
-                memcpy(packed + i * out + k * FL_ROWS, W + k * D + i, rows * sizeof(double))
+                memcpy(packed + i * out + k * FL_ROWS, W + k * D + i, rows * sizeof(real))
 
 
-cdef double *take_packed(Arena *arena, Py_ssize_t out, Py_ssize_t D) noexcept nogil:
+cdef real *take_packed(Arena *arena, Py_ssize_t out, Py_ssize_t D) noexcept nogil:
     """Room for what pack_columns makes of W (out, D)."""
     return take_values(arena, times(out, tiles(D, FL_ROWS)), FL_ROWS)
 
 
-cdef void linear_dw(const double *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize_t last, Py_ssize_t N,
-                    const double *x, Py_ssize_t stride, Py_ssize_t D, double *dW, bint add) noexcept nogil:
+cdef void linear_dw(const real *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize_t last, Py_ssize_t N,
+                    const real *x, Py_ssize_t stride, Py_ssize_t D, real *dW, bint add) noexcept nogil:
     """Rows first..last of dW (out, D) = dy^T x over N tokens in order, or += where `add`; dy in panels, x in strips.
 
     dW is walked row by row, so that a large one streams through the cache once.  The panels' rows for a tile are
     first copied together: where they lie apart by a power of two they would evict each other.
     """
-    cdef Py_ssize_t block, i_tile, i, n, p, r, rows, tokens, panel, whole = D & ~<Py_ssize_t>7
-    cdef double[DW_TOKENS * FL_ROWS] together
-    cdef const double *A
+    cdef Py_ssize_t block, i_tile, i, n, p, r, rows, tokens, panel, whole = D // PANEL * PANEL
+    cdef real[DW_TOKENS * FL_ROWS] together
+    cdef const real *A
     for block in range(tiles(N, DW_TOKENS)):
         n = block * DW_TOKENS
         tokens = min(N - n, DW_TOKENS)
         for i_tile in range(tiles(last - first, FL_ROWS)):
             i = first + i_tile * FL_ROWS
             rows = min(last - i, FL_ROWS)
-            A = dy + n * out + 8 * i
-            panel = 8 * out
-            if tokens > 8:
-                for p in range(tiles(tokens, 8)):
+            A = dy + n * out + PANEL * i
+            panel = PANEL * out
+            if tokens > PANEL:
+                for p in range(tiles(tokens, PANEL)):
                     for r in range(rows):
-                        v8_store(together + 8 * (FL_ROWS * p + r), v8_load(A + p * panel + 8 * r))
+                        v_store(together + PANEL * (FL_ROWS * p + r), v_load(A + p * panel + PANEL * r))
                 A = together
-                panel = 8 * FL_ROWS
-            fl_tiles(rows, whole, tokens, A, 8, 1, panel, x + 8 * n, 8, stride, dW + i * D, D, add or n > 0)
+                panel = PANEL * FL_ROWS
+            fl_tiles(rows, whole, tokens, A, PANEL, 1, panel, x + PANEL * n, PANEL, stride, dW + i * D, D, add or n > 0)
             if whole < D:
-                edge_tiles(D - whole, rows, tokens, A, 8, 1, panel, x + (whole >> 3) * stride + 8 * n, 8,
-                           dW + i * D + whole, D, add or n > 0)
+                edge_tiles(D - whole, rows, tokens, A, PANEL, 1, panel, x + (whole // PANEL) * stride + PANEL * n,
+                           PANEL, dW + i * D + whole, D, add or n > 0)
 
 
-cdef inline Py_ssize_t share(Py_ssize_t n, int i, int threads) noexcept nogil:
-    """Where the share of thread i begins: n cut into whole tiles, of any instruction set."""
-    return n if i == threads else n * i // threads // 24 * 24
+cdef class Linear(Layer):
+    """y = W x, or with `into` a sum: y = into + W x, in the panels of `into`.  W has `out` rows for each of its names,
+    whose tensors are neighbours in the buffers.
+    """
+    cdef tuple names
+    cdef Py_ssize_t out         # features of y
+    cdef Py_ssize_t D           # features of x
+    cdef const real *W          # (out, D)
+    cdef real *dW
+    cdef real *strips           # (D / PANEL, N, PANEL) x once more, as linear_dw reads it in the order of memory
+    cdef Py_ssize_t stride      # of a strip
+    cdef real *packed           # what pack_columns makes of W
+
+    def __init__(self, Value x not None, Py_ssize_t out, tuple names not None, Value into=None):
+        self.x, self.y, self.names = x, Value(out * len(names)), names
+        self.out, self.D = self.y.width, x.width
+        self.work = self.out * self.D
+        if into is not None:
+            if into.width != self.out:
+                raise ValueError(f"{self.out} features are added to {into.width}")
+            self.y.panels_of, into.sum = into, self.y
+
+    cdef dict tensors(self):
+        return dict.fromkeys(self.names, (self.out // len(self.names), self.D))
+
+    cdef int point(self, const real *params, real *grads, dict places) except -1:
+        cdef Py_ssize_t place = places[self.names[0]]
+        self.W, self.dW = params + place, grads + place
+        return 0
+
+    cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
+        Layer.lay_out(self, arena, N)
+        self.strips = take_values(arena, N, round_up(self.D, PANEL))
+        self.stride = PANEL * N
+
+    cdef void lay_out_backward(self, Arena *arena, Py_ssize_t N) noexcept nogil:
+        Layer.lay_out_backward(self, arena, N)
+        self.packed = take_packed(arena, self.out, self.D)
+
+    cdef void lay_out_backward_as(self, Layer other) noexcept nogil:
+        Layer.lay_out_backward_as(self, other)
+        self.packed = (<Linear>other).packed
+
+    cdef void forward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
+        cdef Py_ssize_t p
+        for p in range(first, first + n):
+            transpose_strips(self.x.panels + PANEL * p * self.D, self.D, self.strips + BLOCK * p, self.stride)
+        linear_forward(self.W, self.out, self.D, self.x.panels + PANEL * first * self.D,
+                       self.y.panels + PANEL * first * self.out, n, self.y.panels_of is not None, parallel)
+
+    cdef void backward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
+        linear_dx(self.W, self.packed if self.packs(b) else NULL, self.out, self.D,
+                  self.y.grad + PANEL * first * self.out, self.x.grad + PANEL * first * self.D, n, parallel)
+
+    cdef inline bint packs(self, const Tokens *b) noexcept nogil:
+        return b.N > PACK_TOKENS and min(self.out, self.D) >= PACK_WIDTH
+
+    cdef void pack(self, const Tokens *b, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+        if self.packs(b):
+            pack_columns(self.W, self.out, self.D, share(self.D, part, parts, ROWS),
+                         share(self.D, part + 1, parts, ROWS), self.packed)
+
+    cdef void weight_grad(self, const Tokens *b, Py_ssize_t part, Py_ssize_t parts, bint add) noexcept nogil:
+        linear_dw(self.y.grad, self.out, share(self.out, part, parts, ROWS), share(self.out, part + 1, parts, ROWS),
+                  b.N, self.strips, self.stride, self.D, self.dW, add)
+
+    cdef void generate(self, const Tokens *b) noexcept nogil:
+        linear_forward(self.W, self.out, self.D, self.x.position, self.y.position, 1, self.y.panels_of is not None,
+                       True)

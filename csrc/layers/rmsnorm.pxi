@@ -1,53 +1,76 @@
-# What a transformer does to each feature of a token by itself, on panels.
-#
-# RMSNorm without a learned scale: y = x s, s = 1 / sqrt(mean(x^2) + eps).
+# RMSNorm without a learned scale: y = x s, s = 1 / sqrt(mean(x^2) + eps), the mean over the features of a token.
 
 cdef double RMSNORM_EPS = 1e-5
 
 
-cdef void rmsnorm_forward(const double *x, Py_ssize_t D, double *y, double *scale) noexcept nogil:
-    """y (D, 8) and scale (8,) of x (D, 8); y may be x."""
-    cdef v8 a = v8_set(0.0), b = a, s, x0, x1
+cdef void rmsnorm_forward(const real *x, Py_ssize_t D, real *y, real *scale) noexcept nogil:
+    """y (D, PANEL) and scale (PANEL,) of x (D, PANEL); y may be x."""
+    cdef vec a = v_set(0.0), b = a, s, x0, x1
     cdef Py_ssize_t d = 0, t
     while d + 2 <= D:                   # two running sums: one would wait for the latency of FMA
-        x0 = v8_load(x + 8 * d)
-        x1 = v8_load(x + 8 * d + 8)
-        a = v8_fma(x0, x0, a)
-        b = v8_fma(x1, x1, b)
+        x0 = v_load(x + PANEL * d)
+        x1 = v_load(x + PANEL * (d + 1))
+        a = v_fma(x0, x0, a)
+        b = v_fma(x1, x1, b)
         d += 2
     if d < D:
-        x0 = v8_load(x + 8 * d)
-        a = v8_fma(x0, x0, a)
-    v8_store(scale, v8_add(a, b))
-    for t in range(8):
+        x0 = v_load(x + PANEL * d)
+        a = v_fma(x0, x0, a)
+    v_store(scale, v_add(a, b))
+    for t in range(PANEL):
         scale[t] = 1.0 / sqrt(scale[t] / <double>D + RMSNORM_EPS)
-    s = v8_load(scale)
+    s = v_load(scale)
     for d in range(D):
-        v8_store(y + 8 * d, v8_mul(v8_load(x + 8 * d), s))
+        v_store(y + PANEL * d, v_mul(v_load(x + PANEL * d), s))
 
 
-cdef void rmsnorm_backward(const double *dy, const double *y, const double *scale, Py_ssize_t D, const double *base,
-                           double *dx) noexcept nogil:
-    """dx (D, 8) = base + s (dy - y mean(dy y)), without base where it is NULL; dx may be dy."""
-    cdef v8 a = v8_set(0.0), b = a, s = v8_load(scale), mean, g
+cdef void rmsnorm_backward(const real *dy, const real *y, const real *scale, Py_ssize_t D, const real *base,
+                           real *dx) noexcept nogil:
+    """dx (D, PANEL) = base + s (dy - y mean(dy y)), without base where it is NULL; dx may be dy."""
+    cdef vec a = v_set(0.0), b = a, s = v_load(scale), mean, g
     cdef Py_ssize_t d = 0
     while d + 2 <= D:
-        a = v8_fma(v8_load(dy + 8 * d), v8_load(y + 8 * d), a)
-        b = v8_fma(v8_load(dy + 8 * d + 8), v8_load(y + 8 * d + 8), b)
+        a = v_fma(v_load(dy + PANEL * d), v_load(y + PANEL * d), a)
+        b = v_fma(v_load(dy + PANEL * (d + 1)), v_load(y + PANEL * (d + 1)), b)
         d += 2
     if d < D:
-        a = v8_fma(v8_load(dy + 8 * d), v8_load(y + 8 * d), a)
-    mean = v8_mul(v8_add(a, b), v8_set(1.0 / <double>D))
+        a = v_fma(v_load(dy + PANEL * d), v_load(y + PANEL * d), a)
+    mean = v_mul(v_add(a, b), v_set(1.0 / <double>D))
     for d in range(D):
-        g = v8_sub(v8_load(dy + 8 * d), v8_mul(v8_load(y + 8 * d), mean))
-        g = v8_mul(g, s) if base == NULL else v8_fma(g, s, v8_load(base + 8 * d))
-        v8_store(dx + 8 * d, g)
+        g = v_sub(v_load(dy + PANEL * d), v_mul(v_load(y + PANEL * d), mean))
+        g = v_mul(g, s) if base == NULL else v_fma(g, s, v_load(base + PANEL * d))
+        v_store(dx + PANEL * d, g)
 
 
-cdef void panel_dot(const double *x, const double *y, Py_ssize_t D, double *sums) noexcept nogil:
-    """sums (8,) of x y over the features of two panels (D, 8)."""
-    cdef v8 a = v8_set(0.0)
-    cdef Py_ssize_t d
-    for d in range(D):
-        a = v8_fma(v8_load(x + 8 * d), v8_load(y + 8 * d), a)
-    v8_store(sums, a)
+cdef class RMSNorm(Layer):
+    cdef real *scale            # (P, PANEL)
+    cdef real *kept             # (P, width, PANEL) y, or a copy of it where a sum overwrites y's panels
+
+    def __init__(self, Value x not None):
+        self.x, self.y = x, Value(x.width)
+
+    cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
+        Layer.lay_out(self, arena, N)
+        self.scale = take_values(arena, N, 1)
+        self.kept = take_values(arena, N, self.y.width) if self.y.sum is not None else self.y.panels
+
+    cdef void forward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
+        cdef Py_ssize_t D = self.y.width, p, t
+        for p in range(first, first + n):
+            t = PANEL * p
+            rmsnorm_forward(self.x.panels + t * D, D, self.kept + t * D, self.scale + t)
+            if self.kept != self.y.panels:
+                memcpy(self.y.panels + t * D, self.kept + t * D, PANEL * D * sizeof(real))
+
+    cdef void backward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
+        cdef Py_ssize_t D = self.y.width, p, t
+        cdef const real *base = NULL
+        for p in range(first, first + n):
+            t = PANEL * p
+            if self.x.sum is not None:
+                base = self.x.sum.grad + t * D
+            rmsnorm_backward(self.y.grad + t * D, self.kept + t * D, self.scale + t, D, base, self.x.grad + t * D)
+
+    cdef void generate(self, const Tokens *b) noexcept nogil:
+        cdef real[PANEL] scale
+        rmsnorm_forward(self.x.position, self.x.width, self.y.position, scale)

@@ -1,60 +1,73 @@
-# What the language models share: token and position embedding below, the vocabulary's logits, softmax and loss above.
+# The language models: layers, and the schedule that runs them.
+#
+# A pass is a few phases.  Within one, each group of panels goes through several layers end to end, on one thread; a
+# layer that reads other panels (attention) begins a phase.  The gradients of the weights, sums over all tokens, come in
+# phases of their own, cut by rows.  With too few panels to share, the threads share the rows of each product instead.
 
-# Up to this vocabulary the logits are kept from forward to backward; beyond, backward computes each tile again,
-# a third more arithmetic for memory that does not grow with V.
+# Panels worked on at a time: enough to read a large weight matrix seldom, few enough to stay in the L2 cache.
 cdef enum:
-    KEEP_LOGITS = 2048
-
-# Where the tables are small (V + T at most V_TILE), their gradients are summed chunk by chunk of tokens, each by the
-# thread that has those tokens in its cache, and the chunks' sums are added in order: reading what the other core
-# has written costs more than that.  The cut depends on the batch alone, so the bits do not depend on the threads.
-cdef enum:
-    CHUNK_TOKENS = 128
-    MAX_CHUNKS = 8
+    GROUP = 4
 
 
-cdef class EmbeddingAndHead(LanguageModel):
-    """Its tensors are wte (V, D), wpe (T, D), which follows it in the buffers, what a subclass adds, and lm_head
-    (V, D).
+cdef class Blocks(LanguageModel):
+    """An embedding, layers and a head.
 
-    A subclass puts the features of each token into x and x_panels; head_backward leaves their gradient in dx.
+    The layers come in blocks, each of which ends as the first one does: backward goes through one block, sums the
+    gradients of its weights, and goes on to the block before, which uses the same workspace.
     """
-    cdef const double *wte
-    cdef const double *wpe
-    cdef const double *lm_head
-    cdef double *dwte
-    cdef double *dwpe
-    cdef double *dlm_head
-    cdef Py_ssize_t ld                  # stride of x and dx
-    cdef Py_ssize_t held                # rows of logits held a panel: V, or V_TILE where they are not kept
-    cdef double *x                      # (N, ld) features in rows
-    cdef double *x_panels               # (P, D, 8) the same in panels
-    cdef double *dx                     # (N, ld)
-    cdef double *logits                 # (P, held, 8) logits, then exp, then dlogits
-    cdef double *weight                 # (V_TILE, ld) a tile of lm_head with padded rows
-    cdef double *partial                # (MAX_CHUNKS - 1, V + T, D) the sums of all chunks but the first
-    cdef Softmax *softmax               # (P,)
-    cdef Tokens *tokens                 # the bound batch
+    cdef list kept              # of the layers, so that they outlive the pointers
+    cdef Buffer table
+    cdef void **layers          # (ends[n_blocks - 1],)
+    cdef Py_ssize_t *ends       # (n_blocks,) one past each block's last layer
+    cdef Py_ssize_t n_blocks
+    cdef Py_ssize_t work        # multiply-adds of a block for one token
+    cdef Py_ssize_t least       # panels that a thread takes at least
+    cdef Embedding embedding    # the first layer
+    cdef Head head
+    cdef Tokens *tokens         # the bound batch
+    cdef Buffer scratch         # for generation
 
-    def __init__(self, params, grads, Py_ssize_t V, Py_ssize_t D, Py_ssize_t T, dict tensors not None):
+    @staticmethod
+    def tensors_of(list blocks not None, Head head not None):
+        """Name and shape of each tensor, in the order of the buffers."""
+        cdef dict tensors = {}
+        cdef Layer layer
+        for block in blocks:
+            for layer in block:
+                tensors.update(layer.tensors())
+        tensors.update(head.tensors())
+        return tensors
+
+    def __init__(self, params, grads, list blocks not None, Head head not None):
+        cdef Layer layer
+        cdef dict places
+        cdef Py_ssize_t i = 0, n = sum(map(len, blocks))
         Model.__init__(self, kernels, params, grads)
-        cdef dict places = self.places(tensors)
-        self.V, self.D, self.T = V, D, T
-        self.ld = padded(D)
-        self.held = V if V <= KEEP_LOGITS else V_TILE
-        self.point(places["wte"], &self.wte, &self.dwte)
-        self.point(places["wpe"], &self.wpe, &self.dwpe)
-        self.point(places["lm_head"], &self.lm_head, &self.dlm_head)
+        self.embedding, self.head, self.kept = blocks[0][0], head, blocks
+        self.V, self.D, self.T = head.V, head.x.width, self.embedding.T
+        self.n_blocks = len(blocks)
+        self.table, self.scratch = Buffer(), Buffer()
+        while self.table.lays_out():
+            self.layers = <void **>take(&self.table.arena, n, sizeof(void *))
+            self.ends = <Py_ssize_t *>take(&self.table.arena, self.n_blocks, sizeof(Py_ssize_t))
+        places = self.places(Blocks.tensors_of(blocks, head))
+        for b, block in enumerate(blocks):
+            for layer in block:
+                layer.point(self.params, self.grads, places)
+                self.layers[i] = <void *>layer
+                self.work += layer.work
+                i += 1
+            self.ends[<Py_ssize_t>b] = i
+        head.point(self.params, self.grads, places)
+        self.work //= self.n_blocks
+        # A product over a group of panels reads each weight once.
+        self.least = GROUP if self.work else 1
 
-    cdef void write_logits(self, double *logits) noexcept nogil:
-        cdef Py_ssize_t v, v_tile, p, rows, tokens
-        for p in range(tiles(self.tokens.N, 8)):
-            tokens = min(self.tokens.N - 8 * p, 8)
-            for v_tile in range(tiles(self.V, V_TILE)):
-                v = v_tile * V_TILE
-                rows = min(self.V - v, V_TILE)
-                logits_tile(self.x_panels + 8 * p * self.D, self.lm_head + v * self.D, rows, self.D, self.logits)
-                transpose_panel(self.logits, tokens, rows, logits + 8 * p * self.V + v, self.V)
+    cdef inline Layer layer(self, Py_ssize_t i):
+        return <Layer>self.layers[i]
+
+    cdef inline Py_ssize_t begin(self, Py_ssize_t block) noexcept nogil:
+        return self.ends[block - 1] if block else 0
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
         cdef Tokens *tokens = &(<TokenBatch?>batch).tokens
@@ -63,149 +76,122 @@ cdef class EmbeddingAndHead(LanguageModel):
                              f"a model of {self.V} ids and blocks of {self.T}")
         self.batch = batch
         self.tokens = tokens
-        return self.make_room(round8(predictions))
+        return self.make_room(round_up(predictions, PANEL))
 
     cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
-        self.x = take_values(arena, N, self.ld)
-        self.dx = take_values(arena, N, self.ld)
-        self.x_panels = take_values(arena, N, self.D)
-        self.logits = take_values(arena, N, self.held)
-        self.weight = take_values(arena, V_TILE, self.ld)
-        self.softmax = <Softmax *>take(arena, N // 8, sizeof(Softmax))
-        self.losses = take_values(arena, N, 1)
-        self.partial = take_values(arena, (self.chunks(N) - 1) * (self.V + self.T), self.D)
+        cdef Py_ssize_t block, i
+        for i in range(self.ends[self.n_blocks - 1]):
+            (<Layer>self.layers[i]).lay_out(arena, N)
+        for i in range(self.ends[0]):
+            (<Layer>self.layers[i]).lay_out_backward(arena, N)
+        for block in range(1, self.n_blocks):
+            for i in range(self.ends[block - 1], self.ends[block]):
+                (<Layer>self.layers[i]).lay_out_backward_as(<Layer>self.layers[self.ends[0] - (self.ends[block] - i)])
+            # A block reads one block's gradient and writes another's: neighbours need different places.
+            if block == 1:
+                (<Layer>self.layers[self.ends[1] - 1]).y.lay_out_grad(arena, N)
+            elif block % 2:
+                (<Layer>self.layers[self.ends[block] - 1]).y.grad = (<Layer>self.layers[self.ends[1] - 1]).y.grad
+        self.head.lay_out(arena, N)
+        self.losses = self.head.losses
 
-    cdef void embed_panel(self, Py_ssize_t p, double *rows, double *panel) noexcept nogil:
-        """The embeddings of panel p, as `rows` (8, ld) and as `panel` (D, 8)."""
-        cdef Tokens *b = self.tokens
-        cdef Py_ssize_t n = 8 * p, tokens = min(b.N - n, 8)
-        embed(b.inputs + n, b.positions + n, tokens, self.D, self.wte, self.wpe, rows, self.ld)
-        transpose_rows(rows, self.ld, tokens, self.D, panel)
+    cdef double forward(self) noexcept nogil:
+        cdef Py_ssize_t n = self.ends[self.n_blocks - 1], first = 0, last
+        while first < n:
+            last = first + 1
+            while last < n and not (<Layer>self.layers[last]).across:
+                last += 1
+            self.phase(True, first, last)
+            first = last
+        return weighted_sum(self.losses, self.tokens.weights, self.tokens.N)
 
-    cdef void scatter_embeddings(self) noexcept nogil:
-        """Add dx to the rows of wte's and wpe's gradients that the tokens came from."""
-        cdef Py_ssize_t chunks = self.chunks(self.tokens.N), size = (self.V + self.T) * self.D, c
-        cdef int threads = min(self.head_threads(), chunks)
-        if not self.add:
-            memset(self.dwte, 0, size * 8)
-        memset(self.partial, 0, (chunks - 1) * size * 8)
-        if threads == 1:
-            for c in range(chunks):
-                self.scatter_chunk(c, chunks)
-        else:
-            for c in prange(chunks, num_threads=threads, schedule="static"):
-                self.scatter_chunk(c, chunks)
-        self.add_partial(self.dwte, size, chunks)
+    cdef void backward(self) noexcept nogil:
+        cdef Py_ssize_t i, block, begin, first, last
+        self.head.backward_all(self.tokens, self.add)
+        for i in range(self.n_blocks):
+            block = self.n_blocks - 1 - i
+            begin, last = self.begin(block), self.ends[block]
+            self.weights(True, begin, last)
+            while last > begin:
+                first = last - 1
+                while first > begin and not (<Layer>self.layers[first - 1]).across:
+                    first -= 1
+                self.phase(False, first, last)
+                last = first
+            self.weights(False, begin, self.ends[block])
+        self.embedding.scatter(self.tokens, self.add)
 
-    cdef void scatter_chunk(self, Py_ssize_t c, Py_ssize_t chunks) noexcept nogil:
-        cdef Tokens *b = self.tokens
-        cdef Py_ssize_t P = tiles(b.N, 8), n = 8 * (P * c // chunks), N = min(8 * (P * (c + 1) // chunks), b.N) - n
-        cdef double *dwte = self.dwte if c == 0 else self.partial + (c - 1) * (self.V + self.T) * self.D
-        scatter(b.inputs + n, N, self.D, 0, self.D, self.dx + n * self.ld, self.ld, dwte)
-        scatter(b.positions + n, N, self.D, 0, self.D, self.dx + n * self.ld, self.ld, dwte + self.V * self.D)
-
-    cdef Py_ssize_t chunks(self, Py_ssize_t N) noexcept nogil:
-        """Into how many chunks N tokens are cut: a power of two, for threads to share evenly."""
-        cdef Py_ssize_t chunks = 1
-        if self.V + self.T <= V_TILE:
-            while chunks < MAX_CHUNKS and 2 * chunks * CHUNK_TOKENS <= N:
-                chunks *= 2
-        return chunks
-
-    cdef void add_partial(self, double *grad, Py_ssize_t size, Py_ssize_t chunks) noexcept nogil:
-        """Add the first `size` values of each chunk's sums, in order."""
-        cdef Py_ssize_t c, i
-        cdef const double *partial
-        for c in range(chunks - 1):
-            partial = self.partial + c * (self.V + self.T) * self.D
-            for i in range(size):
-                grad[i] += partial[i]
-
-    cdef inline int head_threads(self) noexcept nogil:
-        return threads_in_pass(4 * self.tokens.N * min(self.V, V_TILE) * self.D)
-
-    cdef void head_forward(self, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-        """Logits, softmax and losses of the panels first..last, one tile of the vocabulary after the other."""
-        cdef Tokens *b = self.tokens
-        cdef Py_ssize_t v, v_tile, p, n, tokens, rows
-        cdef bint kept = self.held == self.V
-        cdef double *logits
-        for v_tile in range(tiles(self.V, V_TILE)):
-            v = v_tile * V_TILE
-            rows = min(self.V - v, V_TILE)
-            for p in range(first, last):
-                n = 8 * p
-                tokens = min(b.N - n, 8)
-                logits = self.logits + n * self.held
-                if v == 0:
-                    softmax_start(&self.softmax[p])
-                logits_tile(self.x_panels + n * self.D, self.lm_head + v * self.D, rows, self.D,
-                            logits + (8 * v if kept else 0))
-                if not kept:
-                    softmax_add(logits, rows, v, b.targets + n, tokens, &self.softmax[p])
-                elif v + rows == self.V:
-                    softmax_add(logits, self.V, 0, b.targets + n, tokens, &self.softmax[p])
-                if v + rows == self.V:
-                    softmax_losses(&self.softmax[p], tokens, self.losses + n)
-
-    cdef void head_backward(self) noexcept nogil:
-        """dx, and the gradient of lm_head."""
-        cdef Tokens *b = self.tokens
-        cdef Py_ssize_t P = tiles(b.N, 8), D = self.D, v, v_tile, rows
-        cdef int threads = self.head_threads(), i
-        if self.V + self.T <= V_TILE:
-            self.head_backward_chunks(min(threads, self.chunks(b.N)))
+    cdef void phase(self, bint forward, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+        """The layers first .. last, the panels shared among threads where there are enough of them."""
+        cdef Py_ssize_t P = tiles(self.tokens.N, PANEL), work = self.work if self.work else 2 * self.head.work
+        cdef int threads = <int>min(threads_in_pass(PANEL * P * work), P // self.least), i
+        if threads <= 1:
+            self.panels(forward, first, last, 0, P, True)
             return
-        for v_tile in range(tiles(self.V, V_TILE)):
-            v = v_tile * V_TILE
-            rows = min(self.V - v, V_TILE)
-            copy_rows(self.lm_head + v * D, rows, D, self.weight, self.ld)
-            if threads == 1:
-                self.head_backward_panels(v, 0, P)
-                self.head_backward_rows(v, 0, rows)
+        for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            self.panels(forward, first, last, share(P, i, threads, 1), share(P, i + 1, threads, 1), False)
+
+    cdef void panels(self, bint forward, Py_ssize_t first, Py_ssize_t last, Py_ssize_t begin, Py_ssize_t end,
+                     bint parallel) noexcept nogil:
+        """The layers first .. last for the panels begin .. end; `parallel`: products may use several threads."""
+        cdef Py_ssize_t group, p, n, i
+        for group in range(tiles(end - begin, GROUP)):
+            p = begin + group * GROUP
+            n = min(end - p, GROUP)
+            if forward:
+                for i in range(first, last):
+                    (<Layer>self.layers[i]).forward(self.tokens, p, n, parallel)
                 continue
-            for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                self.head_backward_panels(v, P * i // threads, P * (i + 1) // threads)
-            for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                self.head_backward_rows(v, rows * i // threads, rows * (i + 1) // threads)
+            for i in range(last - 1, first - 1, -1):
+                (<Layer>self.layers[i]).backward(self.tokens, p, n, parallel)
+            if first > 0:
+                (<Layer>self.layers[first - 1]).before_backward(self.tokens, p, n)
+        if forward and last == self.ends[self.n_blocks - 1]:
+            self.head.forward(self.tokens, begin, end - begin, False)
 
-    cdef void head_backward_chunks(self, int threads) noexcept nogil:
-        cdef Py_ssize_t chunks = self.chunks(self.tokens.N), c
-        copy_rows(self.lm_head, self.V, self.D, self.weight, self.ld)
+    cdef void weights(self, bint pack, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+        """Of the layers first .. last: pack the weights before a block's backward, or sum their gradients after it."""
+        cdef Py_ssize_t N = self.tokens.N, work = 2 * self.work if pack else 2 * N * self.work
+        cdef int threads, i
+        if pack and N <= PACK_TOKENS:
+            return
+        # Awake from the phases before, if those shared the panels.
+        threads = threads_in_pass(work) if not pack and N > PANEL * (2 * GROUP - 1) else threads_for(work)
         if threads == 1:
-            for c in range(chunks):
-                self.head_backward_chunk(c, chunks)
-        else:
-            for c in prange(chunks, num_threads=threads, schedule="static"):
-                self.head_backward_chunk(c, chunks)
-        self.add_partial(self.dlm_head, self.V * self.D, chunks)
+            self.weights_part(pack, first, last, 0, 1)
+            return
+        for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            self.weights_part(pack, first, last, i, threads)
 
-    cdef void head_backward_chunk(self, Py_ssize_t c, Py_ssize_t chunks) noexcept nogil:
-        cdef Py_ssize_t P = tiles(self.tokens.N, 8), first = P * c // chunks, last = P * (c + 1) // chunks
-        cdef Py_ssize_t n = 8 * first
-        cdef double *dlm_head = self.dlm_head if c == 0 else self.partial + (c - 1) * (self.V + self.T) * self.D
-        self.head_backward_panels(0, first, last)
-        logits_dw(self.logits + n * self.V, 8 * self.V, self.V, min(8 * last, self.tokens.N) - n, self.x + n * self.ld,
-                  self.ld, self.D, dlm_head, self.add and c == 0)
+    cdef void weights_part(self, bint pack, Py_ssize_t first, Py_ssize_t last, Py_ssize_t part,
+                           Py_ssize_t parts) noexcept nogil:
+        cdef Py_ssize_t i
+        for i in range(first, last):
+            if pack:
+                (<Layer>self.layers[i]).pack(self.tokens, part, parts)
+            else:
+                (<Layer>self.layers[i]).weight_grad(self.tokens, part, parts, self.add)
 
-    cdef void head_backward_panels(self, Py_ssize_t v, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-        """dlogits of the tile from v on, and what it adds to dx."""
-        cdef Tokens *b = self.tokens
-        cdef Py_ssize_t p, n, tokens, rows = min(self.V - v, V_TILE)
-        cdef bint kept = self.held == self.V
-        cdef double *logits
-        for p in range(first, last):
-            n = 8 * p
-            tokens = min(b.N - n, 8)
-            logits = self.logits + n * self.held + (8 * v if kept else 0)
-            if not kept:
-                logits_tile(self.x_panels + n * self.D, self.lm_head + v * self.D, rows, self.D, logits)
-                softmax_exp(logits, rows, &self.softmax[p])
-            softmax_grad(logits, rows, v, b.targets + n, b.weights + n, tokens, &self.softmax[p])
-            logits_dx(logits, tokens, rows, self.weight, self.ld, self.D, self.dx + n * self.ld, self.ld, v > 0)
+    cdef void write_logits(self, double *logits) noexcept nogil:
+        self.head.write_logits(self.tokens, logits)
 
-    cdef void head_backward_rows(self, Py_ssize_t v, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-        """The gradient of rows v + first .. v + last of lm_head, over all tokens in order."""
-        cdef Py_ssize_t row = v + first if self.held == self.V else first
-        logits_dw(self.logits + 8 * row, 8 * self.held, last - first, self.tokens.N, self.x, self.ld, self.D,
-                  self.dlm_head + (v + first) * self.D, self.add)
+    cdef int prepare_generation(self) except -1:
+        cdef Py_ssize_t i
+        if self.head.logits_at == NULL:
+            while self.scratch.lays_out():
+                for i in range(self.ends[self.n_blocks - 1]):
+                    (<Layer>self.layers[i]).lay_out_position(&self.scratch.arena)
+                self.head.lay_out_position(&self.scratch.arena)
+        return 0
+
+    cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, double *logits) noexcept nogil:
+        cdef int64_t[PANEL] positions
+        cdef Tokens b
+        cdef Py_ssize_t i
+        for i in range(PANEL):
+            positions[i] = position
+        b.N, b.inputs, b.positions = B, <int64_t *>tokens, positions
+        for i in range(self.ends[self.n_blocks - 1]):
+            (<Layer>self.layers[i]).generate(&b)
+        self.head.generate(&b)
+        transpose_panel(self.head.logits_at, B, self.V, logits, self.V)

@@ -1,26 +1,26 @@
 # Linear layers with ReLU or tanh between them, over plain arrays; without a hidden layer, linear or softmax regression.
 #
 # Examples stay in rows, x[example][feature], from the input to the loss and back: the bias, the activation and its
-# derivative then run along memory, and no activation is ever turned round.  What is turned round, once a step, is
+# derivative then run along memory, and no activation is ever transposed.  What is transposed, once a step, is
 # the weights, into panels of eight outputs: weight[panel][input][output], the layout that the matrix product reads
-# straight through.  The strides are padded to whole v8s, so a width of 45 costs what 48 does.
+# straight through.  The strides are padded to whole panels, so a width of 45 costs what 48 does.
 
-cdef struct Linear:
+cdef struct Dense:
     Py_ssize_t n_in
     Py_ssize_t n_out
     Py_ssize_t ld           # stride of z and dz
-    const double *weight    # (n_out, n_in)
-    const double *bias      # (n_out,)
-    double *dweight
-    double *dbias
-    double *panels          # (ceil(n_out / 8), n_in + 1, 8) the weights turned round, in the last row the bias
-    double *weight_rows     # (n_out, padded(n_in)) the weights with padded rows
-    double *z               # (N, ld) what comes out, after the activation
-    double *dz              # (N, ld) the gradient of what comes out, before the activation
+    const real *weight    # (n_out, n_in)
+    const real *bias      # (n_out,)
+    real *dweight
+    real *dbias
+    real *panels          # (ceil(n_out / PANEL), n_in + 1, PANEL) the weights transposed, in the last row the bias
+    real *weight_rows     # (n_out, padded(n_in)) the weights with padded rows
+    real *z               # (N, ld) what comes out, after the activation
+    real *dz              # (N, ld) the gradient of what comes out, before the activation
 
 
-cdef void squared_error(const double *z, Py_ssize_t ld, const double *targets, Py_ssize_t rows, Py_ssize_t n_out,
-                        double *difference, double *losses) noexcept nogil:
+cdef void squared_error(const real *z, Py_ssize_t ld, const real *targets, Py_ssize_t rows, Py_ssize_t n_out,
+                        real *difference, double *losses) noexcept nogil:
     """difference (rows, ld) = z - targets, and losses (rows,) its mean square over the n_out outputs."""
     cdef Py_ssize_t n, i
     cdef double total, d
@@ -38,8 +38,8 @@ cdef class MLP(ArrayModel):
     cdef int activation                 # between the layers
     cdef bint cross_entropy
     cdef Buffer layer_memory
-    cdef Linear *layers                  # (depth,)
-    cdef double *exp                    # (P, n_out, 8) with cross-entropy: logits, then exp, then dlogits
+    cdef Dense *layers                  # (depth,)
+    cdef real *exp                    # (P, n_out, PANEL) with cross-entropy: logits, then exp, then dlogits
     cdef Softmax *softmax               # (P,)
     cdef Rows *rows                     # the bound batch
 
@@ -53,7 +53,7 @@ cdef class MLP(ArrayModel):
 
     def __init__(self, params, grads, widths, int activation, bint cross_entropy):
         cdef dict places
-        cdef Linear *layer
+        cdef Dense *layer
         cdef Py_ssize_t i
         Model.__init__(self, kernels, params, grads)
         if len(widths) < 2 or min(widths) < 1:
@@ -64,7 +64,7 @@ cdef class MLP(ArrayModel):
         self.activation, self.cross_entropy = activation, cross_entropy
         self.depth = len(widths) - 1
         self.layer_memory = Buffer()
-        self.layers = <Linear *>self.layer_memory.array(self.depth, sizeof(Linear))
+        self.layers = <Dense *>self.layer_memory.array(self.depth, sizeof(Dense))
         for i in range(self.depth):
             layer = &self.layers[i]
             layer.n_in, layer.n_out = widths[i], widths[i + 1]
@@ -88,28 +88,28 @@ cdef class MLP(ArrayModel):
             raise ValueError(f"X has {rows.n_in} columns, the model takes {self.layers[0].n_in}")
         self.batch = batch
         self.rows = rows
-        return self.make_room(round8(predictions))
+        return self.make_room(round_up(predictions, PANEL))
 
     cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
         cdef Py_ssize_t n_out = self.layers[self.depth - 1].n_out, i
-        cdef Linear *layer
+        cdef Dense *layer
         for i in range(self.depth):
             layer = &self.layers[i]
-            layer.panels = take_values(arena, round8(layer.n_out), layer.n_in + 1)
+            layer.panels = take_values(arena, round_up(layer.n_out, PANEL), layer.n_in + 1)
             layer.weight_rows = take_values(arena, layer.n_out, padded(layer.n_in))
             layer.z = take_values(arena, N, layer.ld)
             layer.dz = take_values(arena, N, layer.ld)
-        self.losses = take_values(arena, N, 1)
+        self.losses = <double *>take(arena, N, sizeof(double))
         if self.cross_entropy:
             self.exp = take_values(arena, N, n_out)
-            self.softmax = <Softmax *>take(arena, N // 8, sizeof(Softmax))
+            self.softmax = <Softmax *>take(arena, N // PANEL, sizeof(Softmax))
 
-    cdef void write_outputs(self, double *out) noexcept nogil:
-        cdef Linear *last = &self.layers[self.depth - 1]
+    cdef void write_outputs(self, real *out) noexcept nogil:
+        cdef Dense *last = &self.layers[self.depth - 1]
         cdef Py_ssize_t n
         self.forward_all(False)
         for n in range(self.rows.N):
-            memcpy(out + n * self.n_out, last.z + n * last.ld, self.n_out * 8)
+            memcpy(out + n * self.n_out, last.z + n * last.ld, self.n_out * sizeof(real))
 
     cdef Py_ssize_t work_for(self, Py_ssize_t rows) noexcept nogil:
         """Floating-point operations of one pass over so many rows."""
@@ -124,57 +124,55 @@ cdef class MLP(ArrayModel):
 
     cdef void forward_all(self, bint score) noexcept nogil:
         """Every layer for every row, and with `score` the losses."""
-        cdef Py_ssize_t P = tiles(self.rows.N, 8)
-        cdef int threads = threads_for(self.work_for(self.rows.N)), t
+        cdef Py_ssize_t N = self.rows.N
+        cdef int threads = threads_for(self.work_for(N)), t
         if threads == 1:
             self.lay_out_weights(0, 1)
-            self.forward_rows(0, self.rows.N, score)
+            self.forward_rows(0, N, score)
             return
         for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
             self.lay_out_weights(t, threads)
         for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            self.forward_rows(8 * (P * t // threads), min(8 * (P * (t + 1) // threads), self.rows.N), score)
-
-    cdef inline Py_ssize_t cut(self, Py_ssize_t n, int part, int parts) noexcept nogil:
-        """Where the part begins when n outputs are dealt out in whole panels of eight."""
-        return min(8 * (tiles(n, 8) * part // parts), n)
+            self.forward_rows(share(N, t, threads, PANEL), share(N, t + 1, threads, PANEL), score)
 
     cdef void lay_out_weights(self, int part, int parts) noexcept nogil:
         """The weights as the two passes read them, for one part of each layer's outputs."""
-        cdef Py_ssize_t i, j, first, last, n_in, outputs
-        cdef Linear *layer
-        cdef double *panel
+        cdef Py_ssize_t i, p, j, first, last, n_in, outputs
+        cdef Dense *layer
+        cdef real *panel
         for i in range(self.depth):
             layer = &self.layers[i]
             n_in = layer.n_in
-            first, last = self.cut(layer.n_out, part, parts), self.cut(layer.n_out, part + 1, parts)
-            for j in range(first, last, 8):
-                outputs = min(last - j, 8)
+            first, last = share(layer.n_out, part, parts, PANEL), share(layer.n_out, part + 1, parts, PANEL)
+            for p in range(tiles(last - first, PANEL)):
+                j = first + PANEL * p
+                outputs = min(last - j, PANEL)
                 panel = layer.panels + j * (n_in + 1)
                 transpose_rows(layer.weight + j * n_in, n_in, outputs, n_in, panel)
-                memset(panel + 8 * n_in, 0, 64)
-                memcpy(panel + 8 * n_in, layer.bias + j, outputs * 8)
+                memset(panel + PANEL * n_in, 0, PANEL * sizeof(real))
+                memcpy(panel + PANEL * n_in, layer.bias + j, outputs * sizeof(real))
             if i > 0:
                 copy_rows(layer.weight + first * n_in, last - first, n_in,
                           layer.weight_rows + first * padded(n_in), padded(n_in))
 
     cdef void forward_rows(self, Py_ssize_t first, Py_ssize_t last, bint score) noexcept nogil:
         """The layers, and with `score` the losses, for the rows first .. last."""
-        cdef const double *a = self.rows.x + first * self.rows.ld
-        cdef Py_ssize_t lda = self.rows.ld, rows = last - first, i, j, n
-        cdef Linear *layer = NULL
-        cdef double *panel
-        cdef double *z = NULL
+        cdef const real *a = self.rows.x + first * self.rows.ld
+        cdef Py_ssize_t lda = self.rows.ld, rows = last - first, i, p, j, n
+        cdef Dense *layer = NULL
+        cdef real *panel
+        cdef real *z = NULL
         for i in range(self.depth):
             layer = &self.layers[i]
             z = layer.z + first * layer.ld
-            for j in range(0, layer.n_out, 8):
+            for p in range(tiles(layer.n_out, PANEL)):
+                j = PANEL * p
                 panel = layer.panels + j * (layer.n_in + 1)
-                matmul(rows, 8, layer.n_in, a, lda, 1, 8, panel, 8, z + j, layer.ld, False)
+                matmul(rows, PANEL, layer.n_in, a, lda, 1, PANEL, panel, PANEL, z + j, layer.ld, False)
                 if i < self.depth - 1:
-                    add_bias_and_activate(self.activation, z + j, layer.ld, rows, panel + 8 * layer.n_in)
+                    add_bias_and_activate(self.activation, z + j, layer.ld, rows, panel + PANEL * layer.n_in)
                 else:
-                    add_bias(z + j, layer.ld, rows, panel + 8 * layer.n_in)
+                    add_bias(z + j, layer.ld, rows, panel + PANEL * layer.n_in)
             a, lda = z, layer.ld
         if not score:
             return
@@ -182,40 +180,42 @@ cdef class MLP(ArrayModel):
             squared_error(z, layer.ld, self.rows.targets + first * layer.n_out, rows, layer.n_out,
                           layer.dz + first * layer.ld, self.losses + first)
             return
-        for n in range(first, last, 8):
+        for p in range(first // PANEL, tiles(last, PANEL)):
+            n = PANEL * p
             panel = self.exp + n * layer.n_out
-            rows = min(last - n, 8)
+            rows = min(last - n, PANEL)
             transpose_rows(layer.z + n * layer.ld, layer.ld, rows, layer.n_out, panel)
-            softmax_start(&self.softmax[n // 8])
-            softmax_add(panel, layer.n_out, 0, self.rows.classes + n, rows, &self.softmax[n // 8])
-            softmax_losses(&self.softmax[n // 8], rows, self.losses + n)
+            softmax_start(&self.softmax[p])
+            softmax_add(panel, layer.n_out, 0, self.rows.classes + n, rows, &self.softmax[p])
+            softmax_losses(&self.softmax[p], rows, self.losses + n)
 
     cdef void backward(self) noexcept nogil:
-        cdef Py_ssize_t P = tiles(self.rows.N, 8)
-        cdef int threads = threads_for(2 * self.work_for(self.rows.N)), t
+        cdef Py_ssize_t N = self.rows.N
+        cdef int threads = threads_for(2 * self.work_for(N)), t
         if threads == 1:
-            self.backward_rows(0, self.rows.N)
+            self.backward_rows(0, N)
             self.backward_weights(0, 1)
             return
         for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            self.backward_rows(8 * (P * t // threads), min(8 * (P * (t + 1) // threads), self.rows.N))
+            self.backward_rows(share(N, t, threads, PANEL), share(N, t + 1, threads, PANEL))
         for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
             self.backward_weights(t, threads)
 
     cdef void backward_rows(self, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
         """dz of every layer, the last one first, for the rows first .. last."""
-        cdef Linear *layer = &self.layers[self.depth - 1]
-        cdef Linear *before
-        cdef Py_ssize_t n, i, j, rows
-        cdef double *panel
-        cdef double *dz
+        cdef Dense *layer = &self.layers[self.depth - 1]
+        cdef Dense *before
+        cdef Py_ssize_t n, p, i, j, rows
+        cdef real *panel
+        cdef real *dz
         cdef double scale
         if self.cross_entropy:
-            for n in range(first, last, 8):
-                rows = min(last - n, 8)
+            for p in range(first // PANEL, tiles(last, PANEL)):
+                n = PANEL * p
+                rows = min(last - n, PANEL)
                 panel = self.exp + n * layer.n_out
                 softmax_grad(panel, layer.n_out, 0, self.rows.classes + n, self.rows.weights + n, rows,
-                             &self.softmax[n // 8])
+                             &self.softmax[p])
                 transpose_panel(panel, rows, layer.n_out, layer.dz + n * layer.ld, layer.ld)
         else:
             for n in range(first, last):
@@ -224,23 +224,24 @@ cdef class MLP(ArrayModel):
                     layer.dz[n * layer.ld + i] *= scale
         for i in range(self.depth - 1, 0, -1):
             layer, before = &self.layers[i], &self.layers[i - 1]
-            for j in range(0, layer.n_in, 8):
+            for p in range(tiles(layer.n_in, PANEL)):
+                j = PANEL * p
                 dz = before.dz + first * before.ld + j
-                matmul(last - first, 8, layer.n_out, layer.dz + first * layer.ld, layer.ld, 1, 8,
+                matmul(last - first, PANEL, layer.n_out, layer.dz + first * layer.ld, layer.ld, 1, PANEL,
                        layer.weight_rows + j, padded(layer.n_in), dz, before.ld, False)
                 activation_backward_rows(self.activation, dz, before.z + first * before.ld + j, before.ld, last - first)
 
     cdef void backward_weights(self, int part, int parts) noexcept nogil:
         """What all rows, in order, add to the gradient of one part of each layer's outputs."""
-        cdef const double *a = self.rows.x
-        cdef double one = 1.0
+        cdef const real *a = self.rows.x
+        cdef real one = 1.0
         cdef Py_ssize_t lda = self.rows.ld, N = self.rows.N, i, first, last
-        cdef Linear *layer
+        cdef Dense *layer
         for i in range(self.depth):
             layer = &self.layers[i]
-            first, last = self.cut(layer.n_out, part, parts), self.cut(layer.n_out, part + 1, parts)
-            matmul(last - first, layer.n_in, N, layer.dz + first, 1, layer.ld, 8 * layer.ld, a, lda,
+            first, last = share(layer.n_out, part, parts, PANEL), share(layer.n_out, part + 1, parts, PANEL)
+            matmul(last - first, layer.n_in, N, layer.dz + first, 1, layer.ld, PANEL * layer.ld, a, lda,
                    layer.dweight + first * layer.n_in, layer.n_in, self.add)
             # The bias is the weight of an input that is always 1.
-            matmul(1, last - first, N, &one, 0, 0, 0, layer.dz + first, layer.ld, layer.dbias + first, 8, self.add)
+            matmul(1, last - first, N, &one, 0, 0, 0, layer.dz + first, layer.ld, layer.dbias + first, PANEL, self.add)
             a, lda = layer.z, layer.ld

@@ -9,6 +9,7 @@
 cdef double TINY = 1e-290
 cdef enum:
     FLUSH_EVERY = 16
+    COST = 48           # a value takes as long as so many multiply-adds of a product: threads_for counts in these
 
 
 cdef struct AdamStep:
@@ -48,48 +49,48 @@ cdef void adam_decay(AdamStep *c, double lr, double weight_decay, bint decoupled
     c.plain = c.grad_scale == 1.0 and weight_decay == 0.0
 
 
-cdef void adam_update(double *grad, double *param, double *m, double *v, Py_ssize_t n, const AdamStep *c,
+cdef void adam_update(real *grad, real *param, real *m, real *v, Py_ssize_t n, const AdamStep *c,
                       bint zero_grad) noexcept nogil:
-    """One Adam step over n values, eight at a time; the last few go through padded copies, to the same bits.
+    """One Adam step over n values, PANEL at a time; the last few go through padded copies, to the same bits.
 
     One square root and one division a value, with the bias corrections hoisted into two scalars: these two bound the
     loop in cache, memory bounds it beyond (56 bytes a value: four streams in and three out; 64 with zero_grad).  The
     branches are the same for every value, so they cost less than the arithmetic they spare.
     """
-    cdef v8 beta1 = v8_set(c.beta1), beta2 = v8_set(c.beta2)
-    cdef v8 gain1 = v8_set(1.0 - c.beta1), gain2 = v8_set(1.0 - c.beta2)
-    cdef v8 grad_scale = v8_set(c.grad_scale), l2 = v8_set(c.l2), keep = v8_set(c.keep)
-    cdef v8 step = v8_set(-c.step_size), v_scale = v8_set(c.v_scale), eps = v8_set(c.eps)
-    cdef v8 p, g, mi, vi
+    cdef vec beta1 = v_set(c.beta1), beta2 = v_set(c.beta2)
+    cdef vec gain1 = v_set(1.0 - c.beta1), gain2 = v_set(1.0 - c.beta2)
+    cdef vec grad_scale = v_set(c.grad_scale), l2 = v_set(c.l2), keep = v_set(c.keep)
+    cdef vec step = v_set(-c.step_size), v_scale = v_set(c.v_scale), eps = v_set(c.eps)
+    cdef vec p, g, mi, vi
     cdef bint plain = c.plain, flush = c.flush
     cdef double tiny = c.tiny
     cdef Py_ssize_t i = 0, left
-    cdef double[4][8] last
-    while i + 8 <= n:
-        p = v8_load(param + i)
-        g = v8_load(grad + i)
+    cdef real[4][PANEL] last
+    while i + PANEL <= n:
+        p = v_load(param + i)
+        g = v_load(grad + i)
         if not plain:
-            g = v8_fma(l2, p, v8_mul(g, grad_scale))
-            p = v8_mul(p, keep)
-        mi = v8_fma(beta1, v8_load(m + i), v8_mul(gain1, g))
-        vi = v8_fma(beta2, v8_load(v + i), v8_mul(gain2, v8_mul(g, g)))
+            g = v_fma(l2, p, v_mul(g, grad_scale))
+            p = v_mul(p, keep)
+        mi = v_fma(beta1, v_load(m + i), v_mul(gain1, g))
+        vi = v_fma(beta2, v_load(v + i), v_mul(gain2, v_mul(g, g)))
         if flush:
-            mi = v8_flush(mi, tiny)
-            vi = v8_flush(vi, tiny)
-        v8_store(m + i, mi)
-        v8_store(v + i, vi)
-        v8_store(param + i, v8_fma(step, v8_div(mi, v8_fma(v8_sqrt(vi), v_scale, eps)), p))
+            mi = v_flush(mi, tiny)
+            vi = v_flush(vi, tiny)
+        v_store(m + i, mi)
+        v_store(v + i, vi)
+        v_store(param + i, v_fma(step, v_div(mi, v_fma(v_sqrt(vi), v_scale, eps)), p))
         if zero_grad:
-            v8_store(grad + i, v8_set(0.0))
-        i += 8
-    left = (n - i) * 8
+            v_store(grad + i, v_set(0.0))
+        i += PANEL
+    left = (n - i) * sizeof(real)
     if left:
         memset(last, 0, sizeof(last))
         memcpy(last[0], grad + i, left)
         memcpy(last[1], param + i, left)
         memcpy(last[2], m + i, left)
         memcpy(last[3], v + i, left)
-        adam_update(last[0], last[1], last[2], last[3], 8, c, zero_grad)
+        adam_update(last[0], last[1], last[2], last[3], PANEL, c, zero_grad)
         memcpy(param + i, last[1], left)
         memcpy(m + i, last[2], left)
         memcpy(v + i, last[3], left)
@@ -97,16 +98,16 @@ cdef void adam_update(double *grad, double *param, double *m, double *v, Py_ssiz
             memset(grad + i, 0, left)
 
 
-cdef void adam_run(double *grad, double *param, double *m, double *v, Py_ssize_t n, const AdamStep *c,
+cdef void adam_run(real *grad, real *param, real *m, real *v, Py_ssize_t n, const AdamStep *c,
                    bint zero_grad) noexcept nogil:
     """adam_update, cut over the threads; each value is its own, so the cut changes no bit."""
-    cdef int threads = threads_for(n * 48), i
+    cdef int threads = threads_for(n * COST), i
     cdef Py_ssize_t first, last
     if threads == 1:
         adam_update(grad, param, m, v, n, c, zero_grad)
         return
     for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-        first, last = min(round8(n * i // threads), n), min(round8(n * (i + 1) // threads), n)
+        first, last = share(n, i, threads, PANEL), share(n, i + 1, threads, PANEL)
         adam_update(grad + first, param + first, m + first, v + first, last - first, c, zero_grad)
 
 

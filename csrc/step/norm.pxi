@@ -1,33 +1,33 @@
 # The global gradient norm: sqrt(sum g^2), scaled so that it overflows only where the norm itself does.  And clipping
 # by value, which looks at every element alone.
 
-cdef double sum_squares(const double *x, Py_ssize_t n, double scale) noexcept nogil:
+cdef double sum_squares(const real *x, Py_ssize_t n, double scale) noexcept nogil:
     """sum (scale x)^2 over one block: 32 running sums, so that the latency of FMA is hidden."""
-    cdef v8 a = v8_set(0.0), b = a, c = a, d = a, x0, x1, x2, x3
-    cdef v8 s = v8_set(scale)
-    cdef double[8] lanes
+    cdef vec a = v_set(0.0), b = a, c = a, d = a, x0, x1, x2, x3
+    cdef vec s = v_set(scale)
+    cdef real[PANEL] lanes
     cdef double total = 0.0
     cdef Py_ssize_t i = 0
     while i + 32 <= n:
-        x0 = v8_mul(v8_load(x + i), s)
-        x1 = v8_mul(v8_load(x + i + 8), s)
-        x2 = v8_mul(v8_load(x + i + 16), s)
-        x3 = v8_mul(v8_load(x + i + 24), s)
-        a = v8_fma(x0, x0, a)
-        b = v8_fma(x1, x1, b)
-        c = v8_fma(x2, x2, c)
-        d = v8_fma(x3, x3, d)
+        x0 = v_mul(v_load(x + i), s)
+        x1 = v_mul(v_load(x + i + PANEL), s)
+        x2 = v_mul(v_load(x + i + 2 * PANEL), s)
+        x3 = v_mul(v_load(x + i + 3 * PANEL), s)
+        a = v_fma(x0, x0, a)
+        b = v_fma(x1, x1, b)
+        c = v_fma(x2, x2, c)
+        d = v_fma(x3, x3, d)
         i += 32
-    v8_store(lanes, v8_add(v8_add(a, b), v8_add(c, d)))
+    v_store(lanes, v_add(v_add(a, b), v_add(c, d)))
     while i < n:
         total += (x[i] * scale) * (x[i] * scale)
         i += 1
-    for i in range(8):
+    for i in range(PANEL):
         total += lanes[i]
     return total
 
 
-cdef double sum_squares_blocks(const double *x, Py_ssize_t n, double scale, double *partial) noexcept nogil:
+cdef double sum_squares_blocks(const real *x, Py_ssize_t n, double scale, double *partial) noexcept nogil:
     cdef Py_ssize_t blocks = norm_blocks(n), i
     cdef int threads = threads_for(n * 8)
     cdef double total = 0.0
@@ -42,7 +42,7 @@ cdef double sum_squares_blocks(const double *x, Py_ssize_t n, double scale, doub
     return total
 
 
-cdef double norm2(const double *x, Py_ssize_t n, double *partial) noexcept nogil:
+cdef double norm2(const real *x, Py_ssize_t n, double *partial) noexcept nogil:
     """sqrt(sum x^2); `partial` has room for norm_blocks(n) sums.  Not finite only where an x or the norm is not."""
     cdef double total = sum_squares_blocks(x, n, 1.0, partial), scale
     if 1e-290 < total < INFINITY:
@@ -52,7 +52,7 @@ cdef double norm2(const double *x, Py_ssize_t n, double *partial) noexcept nogil
     return sqrt(sum_squares_blocks(x, n, scale, partial)) / scale
 
 
-cdef Py_ssize_t clip_values(double *x, Py_ssize_t n, double limit) noexcept nogil:
+cdef Py_ssize_t clip_values(real *x, Py_ssize_t n, double limit) noexcept nogil:
     """Bring every x into [-limit, limit]; return how many were outside.  NaN stays NaN."""
     cdef Py_ssize_t i, outside = 0
     for i in range(n):

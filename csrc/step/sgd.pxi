@@ -9,7 +9,7 @@ cdef struct SgdStep:
     double l2
 
 
-cdef void sgd_update(double *grad, double *param, double *velocity, Py_ssize_t n, const SgdStep *step) noexcept nogil:
+cdef void sgd_update(real *grad, real *param, real *velocity, Py_ssize_t n, const SgdStep *step) noexcept nogil:
     """One step over n values; velocity may be NULL where momentum is 0."""
     cdef Py_ssize_t i
     cdef double g, u
@@ -24,7 +24,7 @@ cdef void sgd_update(double *grad, double *param, double *velocity, Py_ssize_t n
         param[i] -= c.lr * g
 
 
-cdef void sgd_run(double *grad, double *param, double *velocity, Py_ssize_t n, const SgdStep *c) noexcept nogil:
+cdef void sgd_run(real *grad, real *param, real *velocity, Py_ssize_t n, const SgdStep *c) noexcept nogil:
     """sgd_update, cut over the threads."""
     cdef int threads = threads_for(n * 12), i
     cdef Py_ssize_t first, last
@@ -32,7 +32,7 @@ cdef void sgd_run(double *grad, double *param, double *velocity, Py_ssize_t n, c
         sgd_update(grad, param, velocity, n, c)
         return
     for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-        first, last = min(round8(n * i // threads), n), min(round8(n * (i + 1) // threads), n)
+        first, last = share(n, i, threads, PANEL), share(n, i + 1, threads, PANEL)
         sgd_update(grad + first, param + first, velocity + first if velocity != NULL else NULL, last - first, c)
 
 

@@ -63,14 +63,44 @@ def grad_norm(
 
 class EngineKernels(Kernels): ...
 
-# One layer alone, for tests/test_layers.py: rows (N, D), given by their addresses.
-def one_activation(kind: str, N: int, D: int, x: int, y: int, dy: int, dx: int) -> None: ...
-def one_rmsnorm(N: int, D: int, x: int, y: int, dy: int, dx: int) -> None: ...
-def one_linear(
-    N: int, D: int, out: int, pack: bool, W: int, x: int, y: int, dy: int, dx: int, dW: int
-) -> None: ...
+class Value:
+    def __init__(self, width: int) -> None: ...
 
-class EmbeddingAndHead(LanguageModel):
+class Layer: ...
+
+class Embedding(Layer):
+    def __init__(self, V: int, D: int, T: int) -> None: ...
+
+class RMSNorm(Layer):
+    def __init__(self, x: Value) -> None: ...
+
+class Linear(Layer):
+    def __init__(self, x: Value, out: int, names: tuple[str, ...], into: Value | None = None) -> None: ...
+
+class Attention(Layer):
+    def __init__(self, x: Value, heads: int, T: int) -> None: ...
+
+class Activation(Layer):
+    def __init__(self, x: Value, kind: str) -> None: ...
+
+class Head(Layer):
+    def __init__(self, x: Value, V: int, T: int) -> None: ...
+
+# One layer alone, for tests/test_layers.py: rows, given by their addresses.
+def one_layer(layer: Layer, N: int, parts: int, given: dict[str, int]) -> None: ...
+
+class Blocks(LanguageModel):
+    @staticmethod
+    def tensors_of(blocks: list[list[Layer]], head: Head) -> dict[str, tuple[int, ...]]: ...
+    def __init__(
+        self,
+        params: Floats,         # const double[::1] (size,)
+        grads: Floats,          # double[::1], as long
+        blocks: list[list[Layer]],
+        head: Head,
+    ) -> None: ...
+
+class Bigram(Blocks):
     def __init__(
         self,
         params: Floats,         # const double[::1] (size,)
@@ -78,24 +108,17 @@ class EmbeddingAndHead(LanguageModel):
         V: int,
         D: int,
         T: int,
-        tensors: dict[str, tuple[int, ...]],
     ) -> None: ...
-
-class Bigram(EmbeddingAndHead):
-    def __init__(
-        self,
-        params: Floats,         # const double[::1] (size,)
-        grads: Floats,          # double[::1], as long
-        V: int,
-        D: int,
-        T: int,
-    ) -> None: ...
+    @staticmethod
+    def layers(V: int, D: int, T: int) -> tuple[list[list[Layer]], Head]: ...
     @staticmethod
     def tensors(V: int, D: int, T: int) -> dict[str, tuple[int, ...]]: ...
 
-class GPT(EmbeddingAndHead):
+class GPT(Blocks):
     @staticmethod
-    def tensors(V: int, D: int, T: int, n_layer: int) -> dict[str, tuple[int, ...]]: ...
+    def layers(V: int, D: int, T: int, n_layer: int, n_head: int) -> tuple[list[list[Layer]], Head]: ...
+    @staticmethod
+    def tensors(V: int, D: int, T: int, n_layer: int, n_head: int) -> dict[str, tuple[int, ...]]: ...
     def __init__(
         self,
         params: Floats,         # const double[::1] ((2 V + T) D + 12 n_layer D^2,)
@@ -106,10 +129,6 @@ class GPT(EmbeddingAndHead):
         n_layer: int,
         n_head: int,
     ) -> None: ...
-    @property
-    def n_layer(self) -> int: ...
-    @property
-    def n_head(self) -> int: ...
 
 class MLP(ArrayModel):
     @staticmethod
