@@ -47,18 +47,18 @@ def array(
             raise TypeError(f"{name} cannot be viewed as an array: {error}") from error
         # Two views have one address; two copies, both alive, have not.
         if _address(a) != _address(again):
-            raise TypeError(f"{name} is a {type(x).__name__}; needed is an array that NumPy can view without a copy")
+            raise TypeError(f"{name} is a {type(x).__name__}; expected an array that NumPy can view without a copy")
     if a.dtype != dtype:
-        raise TypeError(f"{name} has dtype {a.dtype}; needed is {np.dtype(dtype)} (fastloop never makes a silent copy)")
+        raise TypeError(f"{name} has dtype {a.dtype}; expected {np.dtype(dtype)} (fastloop never makes a silent copy)")
     if shape is not None and not _fits(a.shape, shape):
         needed = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name} has shape {a.shape}; needed is ({needed}{',' if len(shape) == 1 else ''})")
+        raise ValueError(f"{name} has shape {a.shape}; expected ({needed}{',' if len(shape) == 1 else ''})")
     if 0 in a.shape[1:]:
         raise ValueError(f"{name} has shape {a.shape}; only the first axis may be empty")
     if not a.flags.c_contiguous:
-        raise ValueError(f"{name} has strides {a.strides}; needed is C-contiguous memory of shape {a.shape}")
+        raise ValueError(f"{name} has strides {a.strides}; expected C-contiguous memory of shape {a.shape}")
     if not a.flags.aligned:
-        raise ValueError(f"{name} begins at address {_address(a):#x}; needed is a multiple of {a.itemsize}")
+        raise ValueError(f"{name} begins at address {_address(a):#x}; expected a multiple of {a.itemsize}")
     if writeable and not a.flags.writeable:
         raise ValueError(f"{name} is read-only; it is an output and must be writeable")
     return a
@@ -90,7 +90,7 @@ def separate(outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> None:
 def number(name: str, x: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> float:
     """x as a plain float in [low, high), or in (low, high) if `above`; NaN and True are refused."""
     if isinstance(x, BOOLS) or not isinstance(x, numbers.Real):
-        raise TypeError(f"{name} = {x!r} is a {type(x).__name__}; needed is a number (real)")
+        raise TypeError(f"{name} = {x!r} is a {type(x).__name__}; expected a number (real)")
     try:
         plain = float(x)
     except OverflowError:       # an int that no float can hold

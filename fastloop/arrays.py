@@ -84,14 +84,14 @@ def class_ids(y: ArrayLike, n: int, classes: Array | None = None) -> tuple[Ints,
             classes = np.unique(y)
             if len(classes) != n:
                 raise ValueError(
-                    f"y holds {len(classes)} distinct labels ({_shown(classes)}), the model has {n} classes: say which "
-                    "they are, model.classes = [...]"
+                    f"y holds {len(classes)} distinct labels ({_shown(classes)}), the model has {n} classes: set "
+                    "model.classes = [...]"
                 )
     if y.dtype.kind in "iub" and np.array_equal(classes, np.arange(n)):
         outside = (y < 0) | (y >= n)
         if outside.any():
             row, labels = outside.argmax(), np.unique(y)
-            hint = f"; if these are labels, say so: model.classes = {labels.tolist()}" if len(labels) == n else ""
+            hint = f"; if these are labels, set model.classes = {labels.tolist()}" if len(labels) == n else ""
             raise IndexError(f"y[{row}] = {y[row]} is outside [0, {n}){hint}")
         return np.require(y, np.int64, ["C", "ALIGNED"]), classes
     order = np.argsort(classes)
@@ -121,7 +121,7 @@ def _shown(labels: Array) -> str:
 def _read(name: str, value: Any) -> Array:
     """`value` as an array; TypeError or ValueError for what NumPy cannot read, or would misread."""
     if hasattr(value, "toarray"):
-        raise TypeError(f"{name} is a sparse {type(value).__name__}, needed is a dense array: {name}.toarray()")
+        raise TypeError(f"{name} is a sparse {type(value).__name__}, expected a dense array: {name}.toarray()")
     for part in (value, *value) if isinstance(value, (list, tuple)) else (value,):
         if isinstance(part, np.ma.MaskedArray):
             raise TypeError(

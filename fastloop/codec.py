@@ -130,7 +130,7 @@ def unpack(kind: type[AnyTrainer], path: Path, arrays: Arrays, meta: Meta, sched
         optimizer = make(OPTIMIZERS, description)
         if schedule is None:
             if meta["schedule"] is None:
-                raise CheckpointError(f"{path}: its schedule is the user's own function: say schedule=...")
+                raise CheckpointError(f"{path}: its schedule is the user's own function: pass schedule=...")
             schedule = schedules.from_spec(meta["schedule"])
         tokenizer = None if meta["tokenizer"] is None else CharTokenizer.from_dict(meta["tokenizer"])
         if tokenizer is None and isinstance(model, models.LanguageModel):

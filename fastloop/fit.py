@@ -70,12 +70,12 @@ class Asked:
             if value is not None or name not in OPTIONAL:
                 object.__setattr__(self, name, check(name, value, *bounds))
         if self.steps is not None and self.epochs is not None:
-            raise ValueError(f"steps = {self.steps} and epochs = {self.epochs}: say one of them")
+            raise ValueError(f"steps = {self.steps} and epochs = {self.epochs}: give only one of them")
 
     def settings(self, data: Any, accumulate: int, held_out: float | None) -> Settings:
         """The settings for these compiled data, `accumulate` batches a step, and the share `held_out` set aside."""
         if data.windows and (self.shuffle is False or self.epochs is not None):
-            raise ValueError("windows of a text are drawn at random: say steps, and leave shuffle out")
+            raise ValueError("windows of a text are drawn at random: give steps, and leave shuffle out")
         per_epoch = -(-data.n_examples // (self.batch_size * accumulate))
         by_epoch = self.steps is None and not data.windows
         steps = (self.epochs or 1) * per_epoch if self.steps is None else self.steps

@@ -260,7 +260,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
         parser.parse_args(arguments)            # alone, so that an error names its source
         given.append({name.replace("_", "-"): value for name, value in vars(silent.parse_args(arguments)).items()})
         if given[-1].keys() >= {"steps", "epochs"}:
-            parser.error("steps and epochs: say one of them")
+            parser.error("steps and epochs: give only one of them")
     args = parser.parse_args([*from_file, *argv])
     if "steps" in given[1]:
         args.epochs = None          # of the file
@@ -312,7 +312,7 @@ def as_arguments(table: Mapping[str, Any], path: str) -> list[str]:
         if flag not in ALL_FLAGS:
             raise DataError(f"{path}: {name!r} is not a flag of this command{did_you_mean(flag)}")
         if keys.setdefault(flag, name) != name:
-            raise DataError(f"{path}: {keys[flag]!r} and {name!r} are the same flag: say one of them")
+            raise DataError(f"{path}: {keys[flag]!r} and {name!r} are the same flag: give only one of them")
         if isinstance(value, bool) != (ALL_FLAGS[flag].kind is bool) or isinstance(value, (list, dict)):
             raise DataError(f"{path}: {name} = {value!r} is not what --{flag} takes")
         arguments.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag}={value}")

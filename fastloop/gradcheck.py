@@ -130,7 +130,7 @@ def gradcheck(
 
 def _check_model(model: Any, batch: Any, tol: float | None, samples: int | None, rng: Generator) -> GradCheck:
     if not isinstance(batch, _core.variant.Batch):
-        raise TypeError(f"batch is a {type(batch).__name__}; needed is what trainer.batch(...) makes")
+        raise TypeError(f"batch is a {type(batch).__name__}; expected what trainer.batch(...) makes")
     if hasattr(model, "gate"):
         model.gate.check_whole("gradcheck()")       # it writes into parameters and gradients
     loop = _core.variant.Loop(model.make_core(), None)
@@ -291,12 +291,12 @@ def _like(form: Any, arrays: Iterable[Array]) -> Any:
 def _float64(name: str, x: Any) -> Array:
     a = np.asarray(x)
     if a.dtype != np.float64:
-        raise TypeError(f"{name} has dtype {a.dtype}; needed is float64, or the differences drown in rounding")
+        raise TypeError(f"{name} has dtype {a.dtype}; expected float64, or the differences drown in rounding")
     return np.array(a, order="C")
 
 
 def _number(loss: Any) -> float:
     """A loss as a float."""
     if np.shape(loss) != ():
-        raise ValueError(f"loss returned an array of shape {np.shape(loss)}; needed is one number")
+        raise ValueError(f"loss returned an array of shape {np.shape(loss)}; expected one number")
     return float(loss)

@@ -145,7 +145,7 @@ def cross_entropy_backward(logits: View, targets: View, dlogits: View) -> float:
     logits = array("logits", logits, (None, None))
     N, V = logits.shape
     if N == 0:
-        raise ValueError(f"logits has shape {logits.shape}; needed is at least one row, for a mean")
+        raise ValueError(f"logits has shape {logits.shape}; expected at least one row, for a mean")
     targets = array("targets", targets, (N,), np.int64)
     dlogits = array("dlogits", dlogits, (N, V), writeable=True)
     ids("targets", targets, V)

@@ -228,7 +228,7 @@ class LanguageModel(Model):
         """ids, one sequence, as compiled data of one document."""
         array = np.asarray(ids)
         if array.dtype.kind not in "iu":
-            hint = "; for documents say (tokenizer, docs)" if array.dtype.kind in "UO" else ""
+            hint = "; for documents pass (tokenizer, docs)" if array.dtype.kind in "UO" else ""
             raise TypeError(f"ids must be ints, got {ids!r:.80}{hint}")
         if array.ndim != 1 or not 1 <= len(array) <= self.block_size:
             raise ValueError(f"ids has shape {array.shape}, expected (t,) with t from 1 to {self.block_size}")
@@ -278,7 +278,7 @@ class LanguageModel(Model):
         if length is None:
             begin, count = [tokenizer.bos, *known], self.block_size - len(known)
             if count < 1:
-                raise ValueError(f"a prompt of {len(known)} tokens leaves nothing to say in {self.block_size}")
+                raise ValueError(f"a prompt of {len(known)} tokens leaves no room in block_size = {self.block_size}")
         else:
             begin = known or tokenizer.encode("\n" if "\n" in tokenizer.chars else tokenizer.chars[0])
             count = whole("length", length)
@@ -475,10 +475,10 @@ class MLP(Model):
         init_std: Number | None = None,
     ) -> None:
         if not hasattr(widths, "__iter__"):
-            raise TypeError(f"widths = {widths!r}: needed is a list, such as [2, 16, 1]")
+            raise TypeError(f"widths = {widths!r}: expected a list, such as [2, 16, 1]")
         self.widths = [whole(f"widths[{i}]", width) for i, width in enumerate(widths)]
         if len(self.widths) < 2:
-            raise ValueError(f"widths = {self.widths}: at least two are needed, what goes in and what comes out")
+            raise ValueError(f"widths = {self.widths}: at least two are needed, the inputs and the outputs")
         self.activation = choice("activation", activation, *_core.variant.ACTIVATIONS)
         self.loss = choice("loss", loss, "mse", "cross_entropy")
         if loss == "cross_entropy" and self.widths[-1] < 2:

@@ -59,7 +59,7 @@ class Optimizer:
         self.lr = lr
         if isinstance(no_decay, (str, bytes, dict)):
             kind = type(no_decay).__name__
-            raise TypeError(f"no_decay = {no_decay!r} is a {kind}; needed is a list of names, or of places in params")
+            raise TypeError(f"no_decay = {no_decay!r} is a {kind}; expected a list of names, or of places in params")
         self.weight_decay = number("weight_decay", weight_decay, 0.0)
         self.no_decay = tuple(no_decay)
         self._core: Any = None  # the compiled optimiser, once there is something to update
@@ -128,8 +128,8 @@ class Optimizer:
     def _take(self, params: Iterable[View], state: list[dict[str, Floats]] | None = None) -> None:
         """Take these arrays as params, with new moments or those of `state`."""
         if hasattr(params, "__array__") or not hasattr(params, "__iter__"):
-            hint = " (for a learning rate say lr=...)" if isinstance(params, float) else ""
-            raise TypeError(f"params is one {type(params).__name__}; needed is a list of arrays, such as [w, b]{hint}")
+            hint = " (for a learning rate pass lr=...)" if isinstance(params, float) else ""
+            raise TypeError(f"params is one {type(params).__name__}; expected a list of arrays, such as [w, b]{hint}")
         self._given = list(params)
         tensor = getattr(sys.modules.get("torch"), "Tensor", ())
         # An inference tensor has no version counter.
@@ -351,7 +351,7 @@ def _loaded(i: int, slot: str, value: Any, like: Array) -> Array:
     if not np.isfinite(a).all():
         raise ValueError(f"{slot} of tensor {i} is not finite")
     if slot == "exp_avg_sq" and a.size and a.min() < 0.0:
-        raise ValueError(f"exp_avg_sq of tensor {i} is {a.min()} at least once, needed is a mean of squares")
+        raise ValueError(f"exp_avg_sq of tensor {i} is {a.min()} at least once, expected a mean of squares")
     return a
 
 
@@ -381,7 +381,7 @@ class Adam(Optimizer):
         eps: Number = 1e-8, weight_decay: Number = 0.0, *, no_decay: Iterable[str | int] = (),
     ) -> None:
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise TypeError(f"betas = {betas!r}; needed is a pair of numbers")
+            raise TypeError(f"betas = {betas!r}; expected a pair of numbers")
         self.betas = number("betas[0]", betas[0], 0.0, 1.0), number("betas[1]", betas[1], 0.0, 1.0)
         self.eps = number("eps", eps, 0.0, above=True)     # with 0, a gradient that stays 0 would give 0 / 0
         super().__init__(params, lr, weight_decay, no_decay)

@@ -332,7 +332,7 @@ def _unbound(
     name = make.__name__
 
     def unbound(step: int) -> float:
-        raise ValueError(f"{name}() takes its length from fit; by hand say how long, as in linear(steps=1000)")
+        raise ValueError(f"{name}() takes its length from fit; by hand give it one, as in linear(steps=1000)")
 
     if for_steps is None:
         schedule = Schedule(unbound, make, {"steps": None, **arguments})

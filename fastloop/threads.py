@@ -34,8 +34,8 @@ def set_num_threads(n: Whole) -> None:
     global _num_threads
     n = whole("n", n, 1, MAX_THREADS + 1)
     if n > 1 and _stuck:
-        raise RuntimeError(f"{n} threads in this forked child would wait for its parent's for ever; needed is 1, or a "
-                           "child that is started by spawn")
+        raise RuntimeError(f"{n} threads in this forked child would wait for its parent's for ever; ask for 1, or "
+                           "start the child by spawn")
     _num_threads = n if _core.variant.openmp else 1
     _core.variant.set_max_threads(_num_threads)
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def as_docs(docs: Iterable[str]) -> list[str]:
     """`docs` as a list of str; TypeError for what could be mistaken for one, such as one str or a DataFrame."""
     if isinstance(docs, str):
-        raise TypeError(f"docs is one str, not a list of documents; say [text], or text.split('\\n'): {docs[:40]!r}")
+        raise TypeError(f"docs is one str, not a list of documents; pass [text], or text.split('\\n'): {docs[:40]!r}")
     if isinstance(docs, dict) or hasattr(docs, "columns"):
-        raise TypeError(f"docs is a {type(docs).__name__}, not a list of documents: say which column, docs[...]")
+        raise TypeError(f"docs is a {type(docs).__name__}, not a list of documents: choose a column, docs[...]")
     if not hasattr(docs, "__iter__"):
         raise TypeError(f"docs = {docs!r:.80} is a {type(docs).__name__}, not a list of documents")
     docs = list(docs)

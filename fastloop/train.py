@@ -153,7 +153,7 @@ def load_data(args: argparse.Namespace) -> tuple[Documents, Documents]:
         if args.data is None:
             raise ValueError("--format text needs a file: --data FILE")
         if args.epochs:
-            raise ValueError("--format text: windows are drawn at random, so there are no --epochs; say --steps")
+            raise ValueError("--format text: windows are drawn at random, so there are no --epochs; use --steps")
         text = data.load_text(args.data, args.encoding)
         first = len(text) - int(len(text) * args.val_fraction)
         return text[:first], text[first:]
@@ -342,7 +342,7 @@ def draw(job: Job) -> None:
         history.plot(job.args.plot, baseline=job.baseline)
         path = with_ending(job.args.plot)
         if path != job.args.plot:
-            job.say("picture", f"{path}, since --plot {job.args.plot} has no ending that says which kind")
+            job.say("picture", f"{path}, since --plot {job.args.plot} has no file extension")
 
 
 def conclude(job: Job, history: History, steps: int, seconds: float) -> int:
@@ -438,9 +438,9 @@ def resumed_arguments(args: argparse.Namespace, given: set[str]) -> argparse.Nam
         if flag == "save" and path and identity(str(path)) == identity(args.resume):
             stored["save"] = args.resume
             if os.path.islink(best := checkpoint.best_path(args.resume)):
-                raise ValueError(f"{best} is a link: say --save {args.resume} to write what it leads to")
+                raise ValueError(f"{best} is a symbolic link: use --save {args.resume} to write its target")
         elif path:
-            print(f"{PROG}: not writing to {path} again; say --{flag} {path} to do so", file=sys.stderr)
+            print(f"{PROG}: not writing to {path} again; use --{flag} {path} to do so", file=sys.stderr)
     stored = flags.parse_stored(stored, args.resume)
     merged = argparse.Namespace(**{**stored, **own})
     flags.refuse_unused(merged, {flag: stored[key(flag)] for flag in flags.ALL_FLAGS}, args.resume)

@@ -38,7 +38,7 @@ EVALUATE_PREDICTIONS = 1024      # at a time
 
 UNSEEN = "zero_grad()", "the model's gradients are not zero and the new ones would add to them"
 UNUSED = "zero_grad()", "the gradients of the last step are still there and the new ones would add to them"
-ALL_SEEN = "step() or zero_grad()", "all {n} batches of this step have been seen (to average over more, say grad_accum)"
+ALL_SEEN = "step() or zero_grad()", "all {n} batches of this step have been seen (to average over more, set grad_accum)"
 NO_LOSS = "forward()", "there is no new loss to differentiate"
 NO_GRADIENT = "backward()", "there are none to clip"
 NO_NEW = "backward()", "there are no new gradients"
@@ -156,7 +156,7 @@ class Trainer:
             if getattr(self, name) is not None:
                 setattr(self, name, number(name, getattr(self, name), 0.0, above=True))
         if self.clip_norm is not None and self.clip_value is not None:
-            raise ValueError(f"clip_norm = {self.clip_norm} and clip_value = {self.clip_value}: say one of them")
+            raise ValueError(f"clip_norm = {self.clip_norm} and clip_value = {self.clip_value}: give only one of them")
         self.grad_accum = whole("grad_accum", self.grad_accum)
         if not callable(self.schedule):
             raise TypeError(f"schedule must be a function of the step, got {self.schedule!r}")
@@ -360,7 +360,7 @@ class Trainer:
             what = f"the loss is {loss}"
         elif isfinite(norm) and not 0.0 <= lr < inf:
             gave = f"the learning rate {lr}" if isinstance(factor, Real) else f"{factor!r:.80}"
-            what = f"the schedule gave {gave}, needed is a finite number of at least 0"
+            what = f"the schedule gave {gave}, expected a finite number of at least 0"
         elif isfinite(norm * norm):
             what += ", and a parameter or moment would not be finite after the step"
         before = ", ".join(f"{x:.3g}" for x in norms) or "none"

@@ -181,7 +181,7 @@ def test_a_schedule_that_gives_no_learning_rate_ends_the_run_before_that_step(ba
     trainer = make(fl.Adam(lr=100.0), schedule=lambda step: bad if step == at else 1.0)
     before = digest(trainer.optimizer, [trainer.model.params.flat])
     gave = "the learning rate (nan|-?inf|-50.0)" if isinstance(bad, float) else re.escape(repr(bad))
-    words = rf"^step {at + 1}: the schedule gave {gave}, needed is a finite number"
+    words = rf"^step {at + 1}: the schedule gave {gave}, expected a finite number"
     with pytest.raises(fl.DivergenceError, match=words) as caught:
         trainer.fit(DOCS, steps=10)
     history = caught.value.history

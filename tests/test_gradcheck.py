@@ -238,8 +238,8 @@ def test_what_is_not_a_number_is_wrong(bad, function):
     ((loss, PARAMS, {"w": PARAMS["w"]}), {}, ValueError, "grads hold w; params hold w, b"),
     ((loss, [PARAMS["b"]], PARAMS["b"]), {}, ValueError, r"grads hold params; params hold params\[0\]"),
     ((loss, PARAMS, {**PARAMS, "b": np.zeros(3)}), {}, ValueError, r"the gradient of b has shape \(3,\), b \(2,\)"),
-    ((loss, {**PARAMS, "b": np.zeros(2, np.float32)}, PARAMS), {}, TypeError, "b has dtype float32; needed is float64"),
-    ((loss, PARAMS, {**PARAMS, "b": [1, 2]}), {}, TypeError, "the gradient of b has dtype int64; needed is float64"),
+    ((loss, {**PARAMS, "b": np.zeros(2, np.float32)}, PARAMS), {}, TypeError, "b has dtype float32; expected float64"),
+    ((loss, PARAMS, {**PARAMS, "b": [1, 2]}), {}, TypeError, "the gradient of b has dtype int64; expected float64"),
     ((lambda params: params["b"], PARAMS, PARAMS), {}, ValueError, r"loss returned an array of shape \(2,\)"),
     ((loss, [], []), {}, ValueError, "params hold no element to check"),
     ((loss, PARAMS, PARAMS), {"tol": -1.0}, ValueError, "tol = -1.0 is outside"),
@@ -253,7 +253,7 @@ def test_wrong_arguments(arguments, options, error, words):
 
 def test_wrong_arguments_for_a_model():
     model, batch = model_and_batch("bigram")
-    with pytest.raises(TypeError, match=r"batch is a list; needed is what trainer.batch\(...\) makes"):
+    with pytest.raises(TypeError, match=r"batch is a list; expected what trainer.batch\(...\) makes"):
         fl.gradcheck(model, DOCS)
     with pytest.raises(TypeError, match="one of fastloop's models computes its gradients itself"):
         fl.gradcheck(model, batch, model.grads)

@@ -120,7 +120,7 @@ def test_no_rows(variant):
         arguments = {a: np.empty(0) for a in make(name)} if name in ("adam_step", "grad_norm") else make(name, N=0)
         before = digest(arguments)
         if name == "cross_entropy_backward":
-            with pytest.raises(ValueError, match=r"^logits has shape \(0, 27\); needed is at least one row"):
+            with pytest.raises(ValueError, match=r"^logits has shape \(0, 27\); expected at least one row"):
                 call(kernels, name, arguments)
         else:
             assert call(kernels, name, arguments) == (0.0 if name == "grad_norm" else None)
@@ -144,10 +144,10 @@ FAULTS = {
     "None": (lambda a: None, TypeError, "is a NoneType"),
     "list": (lambda a: a.tolist(), TypeError, "is a list"),
     "scalar": (lambda a: 1.0, TypeError, "is a float"),
-    "half the bits": (lambda a: a.astype(f"{a.dtype.kind}4"), TypeError, r"has dtype (float|int)32; needed is \1(64)"),
-    "big-endian": (lambda a: a.astype(a.dtype.newbyteorder(">")), TypeError, "has dtype >(f8|i8); needed is"),
+    "half the bits": (lambda a: a.astype(f"{a.dtype.kind}4"), TypeError, r"has dtype (float|int)32; expected \1(64)"),
+    "big-endian": (lambda a: a.astype(a.dtype.newbyteorder(">")), TypeError, "has dtype >(f8|i8); expected"),
     "strided": (strided, ValueError, r"has strides \(.*16,?\)"),
-    "unaligned": (unaligned, ValueError, r"begins at address 0x.*; needed is a multiple of 8"),
+    "unaligned": (unaligned, ValueError, r"begins at address 0x.*; expected a multiple of 8"),
 }
 
 
@@ -204,7 +204,7 @@ def test_sizes_that_do_not_fit_are_refused(name, argument, axis, more):
     if (name, argument, axis) in FREE:
         call(kernels, name, arguments)
         return
-    with pytest.raises(ValueError, match=r"has shape \(.*\); needed is \(.*\)"):
+    with pytest.raises(ValueError, match=r"has shape \(.*\); expected \(.*\)"):
         call(kernels, name, arguments)
     assert digest(arguments) == before
 
@@ -214,7 +214,7 @@ def test_another_number_of_axes_is_refused(name, argument):
     arguments = make(name)
     arguments[argument] = arguments[argument][..., None]
     before = digest(arguments)
-    with pytest.raises(ValueError, match=r"has shape \(.*\); needed is \(.*\)"):
+    with pytest.raises(ValueError, match=r"has shape \(.*\); expected \(.*\)"):
         call(kernels, name, arguments)
     assert digest(arguments) == before
 
@@ -223,7 +223,7 @@ def test_another_number_of_axes_is_refused(name, argument):
 def test_no_axis_but_the_first_may_be_empty(name, argument):
     arguments = make(name)
     arguments[argument] = np.empty((len(arguments[argument]), 0))
-    with pytest.raises(ValueError, match=r"has shape \(.*\); (only the first axis may be empty|needed is)"):
+    with pytest.raises(ValueError, match=r"has shape \(.*\); (only the first axis may be empty|expected)"):
         call(kernels, name, arguments)
 
 
@@ -305,7 +305,7 @@ def test_what_numpy_can_view_is_taken(variant):
 
 
 def test_what_numpy_would_copy_is_refused():
-    with pytest.raises(TypeError, match=r"^grad is a Tensor; needed is an array that NumPy can view without a copy"):
+    with pytest.raises(TypeError, match=r"^grad is a Tensor; expected an array that NumPy can view without a copy"):
         kernels.grad_norm(Tensor(np.ones(3), copies=True))
     with pytest.raises(TypeError, match=r"^grad cannot be viewed as an array: it is on another device"):
         kernels.grad_norm(Tensor(None))

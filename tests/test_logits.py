@@ -93,7 +93,7 @@ def test_logits_leave_the_model_and_a_step_by_hand_alone(model):
     (([-1],), IndexError, r"ids\[0\] = -1 is outside"),
     (([2**40],), IndexError, r"ids\[0\] = \d+ is outside"),
     (([0.0],), TypeError, "ids must be ints"),
-    ((["anna"],), TypeError, r"ids must be ints, got \['anna'\]; for documents say \(tokenizer, docs\)"),
+    ((["anna"],), TypeError, r"ids must be ints, got \['anna'\]; for documents pass \(tokenizer, docs\)"),
     ((TOK, "anna"), TypeError, "docs is one str"),
     ((TOK, []), ValueError, "docs is empty"),
     ((TOK, ["xyz"]), fl.DataError, "is not one of"),

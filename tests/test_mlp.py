@@ -354,7 +354,7 @@ def spoiled(array, place, value):
     (np.array([[1, 2], [3, "red"]], object), Y4, TypeError, r"got object: X\[1, 1\] = 'red' is of type str"),
     (np.array([[1, True], [3, 4.0]], object), Y4, TypeError, r"all are numbers, so convert it with astype"),
     (X4, np.array([[1, 2, None]], object), TypeError, r"got object: y\[0, 2\] = None is of type NoneType"),
-    (Sparse(), Y4, TypeError, r"X is a sparse Sparse, needed is a dense array: X\.toarray\(\)"),
+    (Sparse(), Y4, TypeError, r"X is a sparse Sparse, expected a dense array: X\.toarray\(\)"),
     (np.ma.masked_less(X4, 2.0), Y4, TypeError, r"X is a masked array, .*: leave out the rows .*X\.filled"),
     (X4, [np.ma.masked_less(np.ones(3), 2.0)] * 4, TypeError, "y is a masked array"),
     ([[1.0, 2.0], [3.0]], Y4, ValueError, "X cannot be read as an array: .*inhomogeneous"),
@@ -384,7 +384,7 @@ def test_bad_arrays_are_refused(X, y, error, message):
     ([0, 1, 2, 3], IndexError, r"y\[3\] = 3 is outside \[0, 3\)"),
     ([0, 2**63 - 1, 2, 1], IndexError, r"y\[1\] = 9223372036854775807 is outside"),
     (np.array([0, 2**64 - 1, 2, 1], np.uint64), IndexError, r"y\[1\] = 18446744073709551615 is outside"),
-    ([1, 2, 3, 1], IndexError, r"y\[2\] = 3 is outside \[0, 3\); .*, say so: model.classes = \[1, 2, 3\]$"),
+    ([1, 2, 3, 1], IndexError, r"y\[2\] = 3 is outside \[0, 3\); .*, set model.classes = \[1, 2, 3\]$"),
     ([0.0, 1.0, np.nan, 0.0], ValueError, r"y\[2\] = nan is not finite"),
     ([0.0, 1.0, 1.0, 0.0], ValueError, r"2 distinct labels \(0\.0, 1\.0\), the model has 3 .*model\.classes = "),
     (list("abcd"), ValueError, "4 distinct labels"),
@@ -519,7 +519,7 @@ def test_prepared_data_of_another_model_is_refused():
 
 @pytest.mark.parametrize("make, error, message", [
     (lambda: fl.MLP([3]), ValueError, "at least two are needed"),
-    (lambda: fl.MLP(2, 3), TypeError, "widths = 2: needed is a list"),
+    (lambda: fl.MLP(2, 3), TypeError, "widths = 2: expected a list"),
     (lambda: fl.MLP([3, 0, 1]), ValueError, r"widths\[1\] = 0 must be an int of at least 1"),
     (lambda: fl.MLP([3, 2.0, 1]), TypeError, r"widths\[1\] = 2.0 must be an int of at least"),
     (lambda: fl.MLP([3, 2], activation="gelu"), ValueError, "activation = 'gelu' is not one of 'relu', 'tanh'"),

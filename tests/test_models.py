@@ -30,7 +30,7 @@ REFUSED = {
     "grad_accum 0": (lambda: trainer(grad_accum=0), ValueError, "grad_accum = 0"),
     "grad_accum True": (lambda: trainer(grad_accum=True), TypeError, "grad_accum = True"),
     "a number as schedule": (lambda: trainer(schedule=0.5), TypeError, "schedule must be a function"),
-    "two kinds of clipping": (lambda: trainer(clip_norm=1.0, clip_value=1.0), ValueError, "say one of them"),
+    "two kinds of clipping": (lambda: trainer(clip_norm=1.0, clip_value=1.0), ValueError, "give only one of them"),
     "clip_norm 0": (lambda: trainer(clip_norm=0.0), ValueError, "clip_norm = 0.0"),
     "clip_value inf": (lambda: trainer(clip_value=float("inf")), ValueError, "clip_value = inf"),
     "windows in order": (lambda: trainer().fit("annaotto" * 3, steps=1, shuffle=False), ValueError, "at random"),

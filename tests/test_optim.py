@@ -332,15 +332,15 @@ def unaligned(n):
 
 
 BAD = {
-    "float32": (lambda: np.zeros(5, np.float32), TypeError, "has dtype float32; needed is float64"),
-    "big-endian": (lambda: np.zeros(5, ">f8"), TypeError, "has dtype >f8; needed is float64"),
-    "int": (lambda: np.zeros(5, np.int64), TypeError, "has dtype int64; needed is float64"),
-    "complex": (lambda: np.zeros(5, complex), TypeError, "has dtype complex128; needed is float64"),
+    "float32": (lambda: np.zeros(5, np.float32), TypeError, "has dtype float32; expected float64"),
+    "big-endian": (lambda: np.zeros(5, ">f8"), TypeError, "has dtype >f8; expected float64"),
+    "int": (lambda: np.zeros(5, np.int64), TypeError, "has dtype int64; expected float64"),
+    "complex": (lambda: np.zeros(5, complex), TypeError, "has dtype complex128; expected float64"),
     "None": (lambda: None, TypeError, "has dtype object|is a NoneType"),
     "list": (lambda: [0.0] * 5, TypeError, "is a list"),
     "float": (lambda: 1.0, TypeError, "is a float"),
-    "strided": (lambda: np.zeros(10)[::2], ValueError, r"has strides \(16,\); needed is C-contiguous"),
-    "reversed": (lambda: np.zeros(5)[::-1], ValueError, r"has strides \(-8,\); needed is C-contiguous"),
+    "strided": (lambda: np.zeros(10)[::2], ValueError, r"has strides \(16,\); expected C-contiguous"),
+    "reversed": (lambda: np.zeros(5)[::-1], ValueError, r"has strides \(-8,\); expected C-contiguous"),
     "unaligned": (lambda: unaligned(5), ValueError, "begins at address"),
 }
 
@@ -361,8 +361,8 @@ def test_read_only_parameters_are_refused():
 
 @pytest.mark.parametrize("params, error, words", [
     ([], ValueError, "params is empty"),
-    (np.zeros(3), TypeError, r"params is one ndarray; needed is a list of arrays, such as \[w, b\]"),
-    (3.0, TypeError, r"one float; needed is a list .* \(for a learning rate say lr=...\)"),
+    (np.zeros(3), TypeError, r"params is one ndarray; expected a list of arrays, such as \[w, b\]"),
+    (3.0, TypeError, r"one float; expected a list .* \(for a learning rate pass lr=...\)"),
 ])
 def test_params_must_be_a_list_of_arrays(params, error, words):
     with pytest.raises(error, match=words):
@@ -393,7 +393,7 @@ def test_bad_gradients_change_nothing(kind, bad):
         make, error, words = BAD[bad]
         grads[2], words = make(), rf"^grads\[2\] .*({words})"
     elif bad == "shape":
-        grads[1], error, words = np.ones((3, 2)), ValueError, r"^grads\[1\] has shape \(3, 2\); needed is \(2, 3\)"
+        grads[1], error, words = np.ones((3, 2)), ValueError, r"^grads\[1\] has shape \(3, 2\); expected \(2, 3\)"
     elif bad == "transposed":
         grads[1], error, words = np.ones((3, 2)).T, ValueError, r"^grads\[1\] has strides \(8, 16\)"
     elif bad == "count":
@@ -431,14 +431,14 @@ def test_check_finite_false_lets_bad_gradients_through():
     (lambda: fl.AdamW(lr=math.inf), ValueError, "lr = inf is outside"),
     (lambda: fl.Adam(betas=(1.0, 0.9)), ValueError, r"betas\[0\] = 1.0 is outside \[0"),
     (lambda: fl.Adam(betas=(0.9, -0.1)), ValueError, r"betas\[1\] = -0.1 is outside \[0"),
-    (lambda: fl.Adam(betas=0.9), TypeError, "betas = 0.9; needed is a pair"),
+    (lambda: fl.Adam(betas=0.9), TypeError, "betas = 0.9; expected a pair"),
     (lambda: fl.Adam(eps=0.0), ValueError, r"eps = 0.0 is outside \(0"),
     (lambda: fl.Adam(weight_decay=-1), ValueError, r"weight_decay = -1 is outside \[0"),
     (lambda: fl.SGD(momentum=-1), ValueError, r"momentum = -1 is outside \[0"),
     (lambda: fl.SGD(momentum=0.9, dampening=math.nan), ValueError, "dampening = nan is outside"),
     (lambda: fl.SGD(nesterov=True), ValueError, "nesterov needs momentum > 0 and dampening 0, got 0.0 and 0.0"),
     (lambda: fl.SGD(momentum=0.9, dampening=0.1, nesterov=True), ValueError, "nesterov needs .* got 0.9 and 0.1"),
-    (lambda: fl.Adam(no_decay="bias"), TypeError, "no_decay = 'bias' is a str; needed is a list"),
+    (lambda: fl.Adam(no_decay="bias"), TypeError, "no_decay = 'bias' is a str; expected a list"),
     (lambda: fl.Adam(params=[np.zeros(2)], no_decay=[1]), ValueError, "no_decay = 1 is not a place in a list of 1"),
     (lambda: fl.Adam(no_decay=["bias"]).bind(Flat("abc")), ValueError, "no_decay = 'bias' is not one of a, b, c"),
     (lambda: fl.Adam().step([]), TypeError, "step.grads. serves an optimiser made with params"),

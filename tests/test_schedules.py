@@ -208,7 +208,7 @@ def test_from_spec_refuses_what_is_not_one(spec):
     (lambda: s.cosine(True), TypeError, "steps = True must be an int of at least"),
     (lambda: s.linear(end=-0.1), ValueError, r"end = -0.1 is outside \[0.0, inf\)"),
     (lambda: s.cosine(end=math.nan), ValueError, r"end = nan is outside \[0.0, inf\)"),
-    (lambda: s.cosine(end="0"), TypeError, "end = '0' is a str; needed is a number"),
+    (lambda: s.cosine(end="0"), TypeError, "end = '0' is a str; expected a number"),
     (lambda: s.exponential(end=0.0), ValueError, r"end = 0.0 is outside \(0.0, inf\)"),
     (lambda: s.constant(math.inf), ValueError, r"factor = inf is outside \[0.0, inf\)"),
     (lambda: s.step_decay(0), ValueError, "every = 0 must be an int of at least 1"),

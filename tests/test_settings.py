@@ -82,7 +82,7 @@ def test_settings_are_refused_before_the_first_step_or_trained_saved_and_loaded(
 @pytest.mark.parametrize("call, words", [
     (lambda t: t.fit(DOCS, steps=1, restore_best=1), "restore_best = 1 must be True or False"),
     (lambda t: t.fit(DOCS, steps=1, shuffle="no"), "shuffle = 'no' must be True or False"),
-    (lambda t: t.fit(DOCS, steps=1, tol=True), "tol = True is a bool; needed is a number"),
+    (lambda t: t.fit(DOCS, steps=1, tol=True), "tol = True is a bool; expected a number"),
     (lambda t: t.fit(DOCS, steps=1, save=b"run"), "save = b'run' must be a path"),
     (lambda t: t.fit(DOCS, steps=1, save=""), "save = '' is not the name of a file"),
     (lambda t: t.fit(DOCS, steps=1, save="a\0"), r"save = 'a\x00' is not the name of a file"),
@@ -92,7 +92,7 @@ def test_settings_are_refused_before_the_first_step_or_trained_saved_and_loaded(
     (lambda t: setattr(t, "clip_norm", Decimal(1)) or t.fit(DOCS, steps=1), "clip_norm = Decimal('1') is a Decimal"),
     (lambda t: setattr(t, "grad_accum", 1.5) or t.save("x"), "grad_accum = 1.5 must be an int"),
     (lambda t: t.fit(DOCS, steps=2**62, batch_size=2), "4611686018427387904 steps of 2 examples are more than"),
-    (lambda t: fl.Adam(lr=True), "lr = True is a bool; needed is a number"),
+    (lambda t: fl.Adam(lr=True), "lr = True is a bool; expected a number"),
     (lambda t: fl.Adam(lr=10**400), "is outside [0.0, inf)"),
     (lambda t: fl.SGD(momentum=0.9, nesterov=1), "nesterov = 1 must be True or False"),
     (lambda t: fl.MLP([1, 1], activation=np.array(["relu"])), "activation = array(['relu'], dtype='<U4') is not"),
@@ -287,7 +287,7 @@ def test_the_labels_of_a_refused_fit_are_forgotten(options, error):
 @pytest.mark.parametrize("gave", [None, "0.1", 1j])
 def test_a_schedules_value_that_is_not_a_number_is_named(gave):
     trainer = fl.Trainer(fl.LinearRegression(1), fl.SGD(), schedule=lambda step: gave)
-    message = re.escape(f"the schedule gave {gave!r}, needed is a finite number of at least 0 (lr nan,")
+    message = re.escape(f"the schedule gave {gave!r}, expected a finite number of at least 0 (lr nan,")
     with pytest.raises(fl.DivergenceError, match=message):
         trainer.fit([1.0, 2.0], [1.0, 2.0], steps=3)
     trainer.forward(trainer.batch([1.0, 2.0], [1.0, 2.0]))

@@ -86,7 +86,7 @@ def test_a_large_alphabet_is_not_listed_whole():
 
 
 def test_one_str_is_not_a_list_of_documents(tokenizer):
-    with pytest.raises(TypeError, match=r"one str, not a list of documents; say \[text\], or text\.split"):
+    with pytest.raises(TypeError, match=r"one str, not a list of documents; pass \[text\], or text\.split"):
         tokenizer.encode_docs("anna\nbob")
 
 
@@ -108,7 +108,7 @@ def test_names_of_columns_are_not_documents(tokenizer):
 
     for docs in ({"ab": 1}, DataFrame(["ab"])):
         for call in (CharTokenizer, tokenizer.encode_docs):
-            with pytest.raises(TypeError, match=f"docs is a {type(docs).__name__}, not a .* which column, docs"):
+            with pytest.raises(TypeError, match=f"docs is a {type(docs).__name__}, not a .* choose a column, docs"):
                 call(docs)
 
 

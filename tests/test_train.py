@@ -82,9 +82,9 @@ BAD = [
     (["--context-length", "8"], "did you mean --block-size?"),
     (["--max-new-tokens", "8"], "did you mean --length?"),
     (["--save-every", "10"], "--save-every needs a file: --save FILE"),
-    (["--steps", "5", "--epochs", "1"], "say one of them"),
+    (["--steps", "5", "--epochs", "1"], "give only one of them"),
     (["--prompt", "Anna"], "--prompt: text[0] = 'A' is not one of"),
-    (["--prompt", "annaanna"], "leaves nothing"),
+    (["--prompt", "annaanna"], "leaves no room in block_size = "),
     (["--top-p", "2"], "top_p = 2"),
     (["--save", "no/run.npz"], "--save no/run.npz: there is no folder"),
     (["--export", "no/run.safetensors"], "--export no/run.safetensors: there is no folder"),
@@ -93,7 +93,7 @@ BAD = [
     (["--optimizer", "adamw", "--no-decay", "wpe,lm_hed"], "'lm_hed' is not one of wte, wpe, lm_head"),
     (["--schedule", "one_cycle", "--lr-end", "0.1"], "--lr-end does not go with --schedule one_cycle"),
     (["--format", "text"], "needs a file"),
-    (["--format", "text", "--data", "x", "--epochs", "1"], "no --epochs; say --steps"),
+    (["--format", "text", "--data", "x", "--epochs", "1"], "no --epochs; use --steps"),
     (["--batch-size", "0"], "--batch-size: 0"),
     (["--n-embd", "0"], "--n-embd: 0"),
     (["--n-embd", "10000000000000"], ""),
@@ -200,11 +200,11 @@ def test_a_configuration_file_says_what_flags_say(tmp_path):
         ("learnig_rate = 3", "run.toml: 'learnig_rate' is not a flag of this command; did you mean lr?"),
         ("steps = 'x'", "run.toml: argument --steps: invalid whole number value: 'x'"),
         ("steps = 0", "run.toml: argument --steps: 0"),
-        ("steps = 5\nepochs = 1", "run.toml: steps and epochs: say one of them"),
+        ("steps = 5\nepochs = 1", "run.toml: steps and epochs: give only one of them"),
         ("steps = [1]", "steps = [1] is not what --steps takes"),
         ("shuffle = 1", "shuffle = 1 is not what --shuffle takes"),
         ("steps = ", "run.toml: "),
-        ("n_embd = 8\nn-embd = 4", "run.toml: 'n_embd' and 'n-embd' are the same flag: say one of them"),
+        ("n_embd = 8\nn-embd = 4", "run.toml: 'n_embd' and 'n-embd' are the same flag: give only one of them"),
         ("config = 'x.toml'", "run.toml: 'config' cannot stand in a file"),
         ("data = ''", "run.toml: argument --data: expected one argument"),
         ('data = "a\\u0000b"', "run.toml: argument --data: 'a\\x00b' holds a NUL character, which no file's name does"),
@@ -247,7 +247,7 @@ def test_a_run_resumed_from_its_checkpoint_ends_like_one_without_a_break(tmp_pat
     (tmp_path / "copy.npz").write_bytes((tmp_path / "cut.npz").read_bytes())
     (tmp_path / "cut.npz").unlink()
     other = run("--resume", "copy.npz", cwd=tmp_path)       # a checkpoint does not choose other files to write
-    assert "not writing to cut.npz again; say --save cut.npz" in other.stderr
+    assert "not writing to cut.npz again; use --save cut.npz" in other.stderr
     assert not (tmp_path / "cut.npz").exists()
     (tmp_path / "copy.npz").rename(tmp_path / "cut.npz")
     refused = run("--resume", "cut.npz", "--lr", 1, cwd=tmp_path)
@@ -593,7 +593,7 @@ def test_a_picture_without_an_extension_gets_one_and_says_so(tmp_path, capsys, m
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     monkeypatch.chdir(tmp_path)
     assert train.main(["--steps=3", "--plot=x"]) == 0
-    assert "\npicture     x.png, since --plot x has no ending that says which kind\n" in capsys.readouterr().out
+    assert "\npicture     x.png, since --plot x has no file extension\n" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
     assert train.main(["--steps=3", "--plot=x.png"]) == 0
     assert "picture" not in capsys.readouterr().out
@@ -704,7 +704,7 @@ def test_resume_writes_only_what_the_command_line_names(files):
     (files / "evil.best.npz").symlink_to("mine.txt")
     done = run("--resume", "evil.npz", cwd=files)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "evil.best.npz is a link: say --save evil.npz" in done.stderr
+    assert "evil.best.npz is a symbolic link: use --save evil.npz" in done.stderr
     assert (files / "mine.txt").read_text() == "mine"
 
 

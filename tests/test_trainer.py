@@ -305,7 +305,7 @@ def test_clipping_by_value_by_hand_and_in_fit_gives_the_same_bits():
     assert np.array_equal(history.clipped, clipped)
     with pytest.raises(fl.OrderError, match=r"clip_grad_value\(\) was called after step"):
         one.clip_grad_value(0.01)
-    with pytest.raises(ValueError, match="say one of them"):
+    with pytest.raises(ValueError, match="give only one of them"):
         make(clip_norm=1.0, clip_value=1.0)
 
 
@@ -854,7 +854,7 @@ def test_a_callback_that_raises_ends_the_run_at_a_whole_step():
         ({"steps": 0}, "steps = 0"),
         ({"steps": 1.5}, "steps = 1.5"),
         ({"steps": 1, "batch_size": 0}, "batch_size = 0"),
-        ({"steps": 1, "epochs": 1}, "say one"),
+        ({"steps": 1, "epochs": 1}, "give only one"),
         ({"steps": 1, "patience": 1}, "need validation"),
     ],
 )
@@ -973,7 +973,7 @@ def test_a_prompt_begins_every_document():
     names = model.generate(TOK, 20, seed=1, prompt="an")
     assert all(name.startswith("an") for name in names)
     assert all(len(name) <= 8 for name in names)
-    with pytest.raises(ValueError, match="leaves nothing"):
+    with pytest.raises(ValueError, match="leaves no room in block_size = "):
         model.generate(TOK, prompt="annaanna")
     with pytest.raises(fl.DataError, match="'!'"):
         model.generate(TOK, prompt="an!")
