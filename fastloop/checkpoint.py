@@ -43,7 +43,7 @@ def write(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> N
     text = json.dumps({"format": FORMAT, **meta}, allow_nan=True).encode()
     if len(text) > META_LIMIT:
         size = f"{len(text):,} bytes, at most {META_LIMIT:,} are read"
-        raise ValueError(f"{path}: its description, notes with it, has {size}")
+        raise ValueError(f"{path}: its description, including notes, has {size}")
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{META: np.frombuffer(text, np.uint8)}, **arrays)
     # A zip archive ends with the length of its comment (none, so far) and the comment.
@@ -150,9 +150,9 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             parts = archive.zip.infolist()
             if any(part.compress_type for part in parts):
-                raise ValueError("its parts are compressed, and could be of any size")
+                raise ValueError("its members are compressed, and could be of any size")
             if sum(part.file_size for part in parts) > len(data):
-                raise ValueError("its parts overlap, and together could be of any size")
+                raise ValueError("its members overlap, and together could be of any size")
             arrays = {name: archive[name] for name in archive.files}
         text = arrays.pop(META).tobytes()
         if len(text) > META_LIMIT:

@@ -104,7 +104,7 @@ def check_can_be_saved(trainer: Trainer) -> None:
         kind = type(getattr(trainer, what))
         if classes.get(kind.__name__) is not kind and kind is not NONE:
             raise TypeError(
-                f"the {what} is a {kind.__name__}, which cannot be saved: a checkpoint brings back only "
+                f"the {what} is a {kind.__name__}, which cannot be saved: a checkpoint restores only "
                 f"{', '.join(classes)}; save model.params yourself"
             )
     try:
@@ -148,7 +148,7 @@ def unpack(kind: type[AnyTrainer], path: Path, arrays: Arrays, meta: Meta, sched
         if meta["run"] is not None:
             trainer.last_fit = unpack_fit(arrays, meta["run"], trainer.steps, model.num_params)
         if arrays:
-            raise CheckpointError(f"{path}: nothing here knows {', '.join(arrays)}")
+            raise CheckpointError(f"{path}: holds arrays that are not known: {', '.join(arrays)}")
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise

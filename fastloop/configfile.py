@@ -30,7 +30,7 @@ def entry(key: str, value: object) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"--{key} {value!r}: is no Unicode text, which a configuration has to be") from None
+        raise ValueError(f"--{key} {value!r}: is not valid Unicode, as a configuration must be") from None
     plain = (c if " " <= c <= "~" and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
     return f'{key} = "{"".join(plain)}"'
 

@@ -32,4 +32,4 @@ def open_safetensors(path: Path) -> Iterator[Any]:
         with package.safe_open(path, "numpy") as file:
             yield file
     except package.SafetensorError as error:
-        raise ValueError(f"{path}: is no whole safetensors file ({error})") from error
+        raise ValueError(f"{path}: is not a complete safetensors file ({error})") from error

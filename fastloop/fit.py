@@ -141,7 +141,7 @@ class Fit:
     def lengthen(self, steps: int) -> None:
         """Make it `steps` long, from resume on; ValueError where that is shorter."""
         if steps < self.settings.steps:
-            raise ValueError(f"steps = {steps}: the fit has {self.settings.steps}, and can only get more")
+            raise ValueError(f"steps = {steps}: the fit has {self.settings.steps}, and can only be made longer")
         self.settings = replace(self.settings, steps=steps)
 
     def look(self, loss: float, done: int, params: Floats) -> bool:

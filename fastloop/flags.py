@@ -108,13 +108,13 @@ FLAGS = {
     "training": {
         "steps": Flag(size, COURSE["steps"], "training steps"),
         "epochs": Flag(size, None, "times through the data, in place of --steps"),
-        "batch-size": Flag(size, default_of(Trainer.fit, "batch_size"), "documents a batch"),
-        "grad-accum": Flag(size, default_of(Trainer, "grad_accum"), "batches a step"),
+        "batch-size": Flag(size, default_of(Trainer.fit, "batch_size"), "documents in a batch"),
+        "grad-accum": Flag(size, default_of(Trainer, "grad_accum"), "batches whose gradients a step averages"),
         "shuffle": Flag(bool, None, "take the documents in a new order each epoch (default: with --data)", FOR_LINES),
-        "optimizer": Flag(tuple(OPTIMIZERS), "adam", "how to update"),
+        "optimizer": Flag(tuple(OPTIMIZERS), "adam", "rule by which the parameters are updated"),
         "lr": Flag(float, COURSE["lr"], "learning rate, before the schedule"),
         "schedule": Flag(SCHEDULES, COURSE["schedule"], "how the learning rate falls"),
-        "warmup": Flag(count, 0, "steps of linear warm-up in front"),
+        "warmup": Flag(count, 0, "steps of linear warm-up before the schedule"),
         "lr-end": Flag(number, None, "where linear, cosine, exponential and warmup_stable_decay end, as a share of "
                        f"--lr (default: {ENDS['linear']:g}; exponential {ENDS['exponential']:g})", {"schedule": ENDS}),
         "decay-steps": Flag(size, None, "length of the decay that ends warmup_stable_decay, steps between two drops of "
@@ -129,12 +129,12 @@ FLAGS = {
         "no-decay": Flag(str, "", "tensors without weight decay, such as wpe,lm_head"),
         "clip-norm": Flag(float, None, "largest global gradient norm (default: no clipping)"),
         "clip-value": Flag(float, None, "largest magnitude of a single gradient (default: no clipping)"),
-        "seed": Flag(count, COURSE["seed"], "of weights, split, order and samples"),
+        "seed": Flag(count, COURSE["seed"], "seed of the weights, split, order and samples"),
         "threads": Flag(size, None, "threads to use at most (default: one for each CPU)"),
     },
     "validation": {
-        "eval-every": Flag(size, None, "steps between evaluations (default: ten in a run of --steps, one each epoch "
-                           "with --epochs, if a flag below or a file needs them; else only at the end)"),
+        "eval-every": Flag(size, None, "steps between evaluations (default: a tenth of --steps, or an epoch with "
+                           "--epochs, if a flag below or a file needs them; else only at the end)"),
         "patience": Flag(size, None, "stop after this many evaluations without improvement"),
         "min-delta": Flag(number, default_of(Trainer.fit, "min_delta"), "least decrease that counts as improvement"),
         "restore-best": Flag(bool, default_of(Trainer.fit, "restore_best"),
@@ -145,10 +145,10 @@ FLAGS = {
         "config": Flag(str, None, "TOML file whose keys are these flags"),
         "save": Flag(str, None, "checkpoint, and beside it that of the best evaluation (run.npz, run.best.npz)"),
         "save-every": Flag(size, None, "steps between checkpoints (default: only at the end)"),
-        "resume": Flag(str, None, "checkpoint of a run to continue, bit for bit; the run goes on saving to it if it "
-                       "did; of other flags only files, output and a larger --steps may be given"),
+        "resume": Flag(str, None, "checkpoint of a run to continue, bit for bit; if the run saved to this file, it "
+                       "goes on saving to it; of other flags only files, output and a larger --steps may be given"),
         "export": Flag(str, None, "the trained parameters as safetensors (extra: safetensors)"),
-        "log": Flag(str, None, "JSON lines of the run (a file, which is added to, or a pipe)"),
+        "log": Flag(str, None, "log of the run in JSON lines, to a file (appended to) or a pipe"),
         "plot": Flag(str, None, "picture of the run (extra: plot)"),
         "tensorboard": Flag(str, None, "folder of TensorBoard events (extra: tensorboard)"),
     },
@@ -156,7 +156,7 @@ FLAGS = {
         "log-every": Flag(count, LOG_EVERY, "steps between lines; 0 for none"),
         "sample": Flag(count, 10, "documents to sample at the end"),
         "sample-every": Flag(size, None, "steps between samples during training"),
-        "length": Flag(size, 200, "characters to sample, of a text", FOR_TEXT),
+        "length": Flag(size, 200, "characters to sample with --format text", FOR_TEXT),
         "temperature": Flag(number, COURSE["temperature"], "of the samples; 0 takes the most probable token"),
         "top-k": Flag(size, None, "sample from this many most probable tokens only"),
         "top-p": Flag(float, None, "sample from the fewest tokens that together have this probability"),

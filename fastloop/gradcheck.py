@@ -119,7 +119,7 @@ def gradcheck(
     rng = np.random.default_rng(checked_seed(seed))
     if hasattr(model_or_loss, "make_core"):
         if grads is not None:
-            raise TypeError("one of fastloop's models computes its gradients itself; grads serves a loss function")
+            raise TypeError("one of fastloop's models computes its gradients itself; grads are for a loss function")
         return _check_model(model_or_loss, batch_or_params, tol, samples, rng)
     if not callable(model_or_loss):
         raise TypeError(f"a model or a loss function is needed, got {model_or_loss!r}")

@@ -27,7 +27,7 @@ class History:
     """One entry a step of a run, as arrays.
 
     loss: nats (or the model's own loss); lr: after the schedule; norm: of the gradient, before clipping;
-    clipped: bool, whether clipping took hold; seconds: since the run began.  The others are float64.
+    clipped: bool, whether the gradient was clipped; seconds: since the run began.  The others are float64.
     evaluations: list of (step, loss): after how many steps of this run, and the loss in the unit of `loss`.
     predictions: how many the run has trained on.  cut: documents cut to block_size.
     start_step: the trainer's step count when the run began.  stop_reason: why it ended: "finished", "patience",

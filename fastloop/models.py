@@ -153,7 +153,7 @@ class LanguageModel(Model):
         self, docs: Any, y: ArrayLike | None = None, tokenizer: Tokenizer | None = None
     ) -> tuple[_core.variant.TokenData, int]:
         if y is not None:
-            raise TypeError(f"{type(self).__name__} learns from documents alone; y serves models over arrays")
+            raise TypeError(f"{type(self).__name__} learns from documents alone; y is for models over arrays")
         if tokenizer is None:
             raise TypeError(f"{type(self).__name__} reads documents: give its Trainer a tokenizer")
         if as_tokenizer(tokenizer).vocab_size > self.vocab_size:
@@ -516,7 +516,7 @@ class MLP(Model):
         if y is None and arrays.is_pair(X):
             X, y = X
         if y is None:
-            raise TypeError(f"{type(self).__name__} learns from X and y: y is missing (both in one: (X, y))")
+            raise TypeError(f"{type(self).__name__} learns from X and y: y is missing (or pass both as (X, y))")
         cross_entropy = self.loss == "cross_entropy"
         data, self._classes = arrays.pack_arrays(X, y, self.widths[0], self.widths[-1], cross_entropy, self._classes)
         return data, 0

@@ -59,7 +59,7 @@ class Optimizer:
         self.lr = lr
         if isinstance(no_decay, (str, bytes, dict)):
             kind = type(no_decay).__name__
-            raise TypeError(f"no_decay = {no_decay!r} is a {kind}; expected a list of names, or of places in params")
+            raise TypeError(f"no_decay = {no_decay!r} is a {kind}; expected a list of names, or of indices into params")
         self.weight_decay = number("weight_decay", weight_decay, 0.0)
         self.no_decay = tuple(no_decay)
         self._core: Any = None  # the compiled optimiser, once there is something to update
@@ -145,7 +145,7 @@ class Optimizer:
         places = range(len(self._params))
         for i in self.no_decay:
             if i not in places:
-                raise ValueError(f"no_decay = {i!r} is not a place in a list of {len(places)} arrays")
+                raise ValueError(f"no_decay = {i!r} is not an index into a list of {len(places)} arrays")
         self._state = state or [{slot: np.zeros(p.shape) for slot in self.slots} for p in self._params]
         self._decays = [0.0 if i in self.no_decay else self.weight_decay for i in places]
         states = [[array.reshape(-1) for array in slots.values()] for slots in self._state]
@@ -199,7 +199,7 @@ class Optimizer:
         parameter or moment would not be finite after the step.
         """
         if self._params is None:
-            raise TypeError("step(grads) serves an optimiser made with params; under a Trainer call trainer.step()")
+            raise TypeError("step(grads) is for an optimiser made with params; under a Trainer call trainer.step()")
         grads = list(grads)
         if len(grads) != len(self._params):
             raise ValueError(f"{len(grads)} gradients for {len(self._params)} params")

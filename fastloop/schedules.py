@@ -347,7 +347,7 @@ def _rest(used: Whole, bind: Callable[[int], Schedule]) -> Callable[[int], Sched
     """A for_steps that passes on the steps of a run that come after the first `used`."""
     def for_steps(n: int) -> Schedule:
         if whole("steps", n) <= used:
-            raise ValueError(f"a run of {n} steps leaves nothing to a schedule whose last part begins at step {used}")
+            raise ValueError(f"a run of {n} steps leaves no steps to a schedule whose last part begins at step {used}")
         return bind(n - used)
 
     return for_steps

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, given: set[str]) -> int:
-    """All that the command does with its arguments, of which `given` were said; returns the exit status."""
+    """All that the command does; returns the exit status.  given: the names of the flags that were given."""
     if args.resume:
         args = resumed_arguments(args, given)
     if args.threads is not None:
@@ -459,7 +459,7 @@ def resumed_trainer(args: argparse.Namespace, given: set[str]) -> tuple[Trainer,
     if "steps" in given:
         now = args.steps
         if now < before:
-            raise ValueError(f"--steps {now}: the run has {before}, and when it is resumed can only get more")
+            raise ValueError(f"--steps {now}: the run has {before}, and can only be made longer")
         trainer.last_fit.lengthen(now)
     return trainer, (before, now)
 

@@ -450,8 +450,8 @@ class Trainer:
             raise CheckpointError("there is no run to go on with: call fit")
         if self.steps - fit.start != len(fit.history):
             raise OrderError(
-                f"resume() was called after {self.steps - fit.start:,} steps since the run began, expected "
-                f"{len(fit.history):,}, as many as it has taken: what was done by hand since is no part of it"
+                f"resume() was called {self.steps - fit.start:,} steps after the run began, expected "
+                f"{len(fit.history):,}, as many as it has taken: steps by hand are no part of a run"
             )
         share = fit.settings.held_out
         if isinstance(validation, Real) and validation != share:
@@ -465,7 +465,7 @@ class Trainer:
     def _hold_out(self, data: Any, y: Any, share: float, seed: int) -> tuple[Any, Any, Any]:
         """(data, y, validation) with that share of the data set aside."""
         if isinstance(data, _core.variant.Data):
-            raise TypeError(f"validation = {share} cannot be taken of prepared data: give the data themselves")
+            raise TypeError(f"validation = {share} cannot be taken from prepared data: pass the data themselves")
         if hasattr(data, "__next__"):
             data = list(data)
         self.prepare(data, y)       # so that an error names the place in the whole, which also has all class labels

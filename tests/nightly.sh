@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What takes too long for .ci/run, or finds other things each time.  On two cores of an AMD EPYC (Zen 4): the fault tests in
+# What takes too long for .ci/run, or is random.  On two cores of an AMD EPYC (Zen 4): the fault tests in
 # full, with random examples, 5 minutes; AddressSanitizer and UBSan 6 minutes; ThreadSanitizer half a minute.
 #
 #   tests/nightly.sh [faults] [asan] [tsan]         which parts; all of them without arguments
@@ -18,7 +18,7 @@ build() {
     (cd "$work/src" && CC="$1" FASTLOOP_DEBUG=1 python setup.py build_ext --inplace >"$work/build.log" 2>&1) ||
         { tail -20 "$work/build.log"; exit 1; }
 }
-# Tests that hold a sanitiser up for nothing: they start processes, watch the clock, or count memory.
+# Tests that are slow under a sanitiser and show it nothing: they start processes, watch the clock, or count memory.
 SLOW="not fork and not examples and not memory"
 
 for part in $parts; do

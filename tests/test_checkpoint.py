@@ -181,7 +181,7 @@ def test_parts_that_overlap_are_refused_though_the_checksum_is_right(tmp_path):
         archive.comment = b""
     body = buffer.getvalue()[:-2] + struct.pack("<H", checkpoint.COMMENT)
     path.write_bytes(body + checkpoint.MARK + checkpoint.digest(body))
-    with pytest.raises(fl.CheckpointError, match="its parts overlap"):
+    with pytest.raises(fl.CheckpointError, match="its members overlap"):
         checkpoint.read(path)
 
 

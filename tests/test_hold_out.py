@@ -96,7 +96,7 @@ def test_a_share_that_leaves_nothing_is_refused(job, share, message):
 def test_a_share_of_prepared_data_is_refused():
     make, everything, _ = held_out_jobs()["rows"]
     trainer = make()
-    with pytest.raises(TypeError, match=r"validation = 0.3 cannot be taken of prepared data"):
+    with pytest.raises(TypeError, match=r"validation = 0.3 cannot be taken from prepared data"):
         trainer.fit(trainer.prepare(*everything)[0], steps=1, validation=0.3)
 
 
@@ -126,7 +126,7 @@ def test_x_and_y_in_one_are_taken_wherever_data_are():
         assert np.array_equal(trainer.model.params.flat, expected.model.params.flat)
         assert trainer.history.evaluations == expected.history.evaluations
         assert trainer.evaluate(both) == expected.evaluate(X, y)
-    with pytest.raises(TypeError, match=r"y is missing \(both in one: \(X, y\)\)"):
+    with pytest.raises(TypeError, match=r"y is missing \(or pass both as \(X, y\)\)"):
         make().fit([[1.0, 2.0], [3.0, 4.0]], steps=1)       # two rows of X
 
 

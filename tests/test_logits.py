@@ -183,7 +183,7 @@ def test_a_damaged_safetensors_file_is_refused_with_its_name(size, tmp_path):
     model.save_safetensors(path, TOK)
     path.write_bytes(path.read_bytes()[:size])
     for read in (model.load_safetensors, fl.GPT.from_safetensors, fl.CharTokenizer.from_safetensors):
-        with pytest.raises(ValueError, match=r"x\.safetensors: is no whole safetensors file"):
+        with pytest.raises(ValueError, match=r"x\.safetensors: is not a complete safetensors file"):
             read(path)
     for read in (model.load_safetensors, fl.GPT.from_safetensors, fl.CharTokenizer.from_safetensors):
         with pytest.raises(IsADirectoryError, match=str(tmp_path)):

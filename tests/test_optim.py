@@ -439,9 +439,9 @@ def test_check_finite_false_lets_bad_gradients_through():
     (lambda: fl.SGD(nesterov=True), ValueError, "nesterov needs momentum > 0 and dampening 0, got 0.0 and 0.0"),
     (lambda: fl.SGD(momentum=0.9, dampening=0.1, nesterov=True), ValueError, "nesterov needs .* got 0.9 and 0.1"),
     (lambda: fl.Adam(no_decay="bias"), TypeError, "no_decay = 'bias' is a str; expected a list"),
-    (lambda: fl.Adam(params=[np.zeros(2)], no_decay=[1]), ValueError, "no_decay = 1 is not a place in a list of 1"),
+    (lambda: fl.Adam(params=[np.zeros(2)], no_decay=[1]), ValueError, "no_decay = 1 is not an index into a list of 1"),
     (lambda: fl.Adam(no_decay=["bias"]).bind(Flat("abc")), ValueError, "no_decay = 'bias' is not one of a, b, c"),
-    (lambda: fl.Adam().step([]), TypeError, "step.grads. serves an optimiser made with params"),
+    (lambda: fl.Adam().step([]), TypeError, "step.grads. is for an optimiser made with params"),
     (lambda: fl.Adam(params=[np.zeros(2)]).bind(Flat("abc")), ValueError, "this optimiser was made for arrays"),
     (lambda: [opt := fl.Adam(), *map(opt.bind, (Flat("abc"), Flat("abc")))], ValueError, "this optimiser already"),
 ])

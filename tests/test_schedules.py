@@ -137,7 +137,7 @@ def test_the_same_length_by_fit_and_by_hand():
 
 
 def test_a_run_too_short_for_its_schedule_is_refused():
-    with pytest.raises(ValueError, match="100 steps leaves nothing to a schedule whose last part begins at step 100"):
+    with pytest.raises(ValueError, match="100 steps leaves no steps to a schedule whose last part begins at step 100"):
         s.warmup(100, s.cosine()).for_steps(100)
     with pytest.raises(ValueError, match="steps = 14 has no room for a warm-up of 5 and a decay of 10"):
         s.warmup_stable_decay(5, 10).for_steps(14)

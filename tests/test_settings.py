@@ -251,7 +251,7 @@ def test_notes_that_could_not_be_read_again_are_not_written(tmp_path, monkeypatc
     trainer = fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=TOK)
     trainer.save(tmp_path / "run.npz")
     trainer.notes = "x" * 5000
-    with pytest.raises(ValueError, match=r"its description, notes with it, has .* bytes, at most 5,000 are read"):
+    with pytest.raises(ValueError, match=r"its description, including notes, has .* bytes, at most 5,000 are read"):
         trainer.save(tmp_path / "run.npz")
     assert fl.Trainer.load(tmp_path / "run.npz").notes == {}
     nested = []

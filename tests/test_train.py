@@ -794,7 +794,7 @@ def test_a_run_made_longer_says_that_its_schedule_is_another_and_trains_on(tmp_p
     assert lr[100] == 0.0075
     refused = run("--resume", "run.npz", "--steps", 300, cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "--steps 300: the run has 400, and when it is resumed can only get more" in refused.stderr
+    assert "--steps 300: the run has 400, and can only be made longer" in refused.stderr
     assert run("--resume", "run.npz", "--steps", 400, cwd=tmp_path).returncode == 0
 
 

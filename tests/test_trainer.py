@@ -585,7 +585,7 @@ def test_a_step_by_hand_is_no_part_of_a_run_that_was_stopped(tmp_path):
     trainer.save(tmp_path / "run.npz")
     before = digest(trainer)
     for again in (trainer, fl.Trainer.load(tmp_path / "run.npz")):
-        with pytest.raises(fl.OrderError, match=r"^resume\(\) was called after 5 steps since the run began, expected"):
+        with pytest.raises(fl.OrderError, match=r"^resume\(\) was called 5 steps after the run began, expected"):
             again.resume(DOCS)
     assert digest(trainer) == before
     assert trainer.history.stop_reason == "enough"
