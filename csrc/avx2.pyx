@@ -1,2 +1,3 @@
-# The kernels for AVX2 with FMA.
+# The engine for AVX2 with FMA.
+# Uses: what it includes.
 include "engine.pxi"

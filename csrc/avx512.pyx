@@ -1,2 +1,3 @@
-# The kernels for AVX-512 (F, DQ, VL).
+# The engine for AVX-512 (F, DQ, VL).
+# Uses: what it includes.
 include "engine.pxi"

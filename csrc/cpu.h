@@ -1,5 +1,6 @@
-/* What the running CPU can do, and who compiled this: asked of the compiler,
-   since Cython cannot. */
+/* What the running CPU can do, and which compiler built this: C, since Cython cannot ask the compiler.
+
+   Uses nothing. */
 #ifndef FASTLOOP_CPU_H
 #define FASTLOOP_CPU_H
 

@@ -1,4 +1,5 @@
 """The instruction sets of the running CPU; imported before any variant, so built for the baseline."""
+# Uses: cpu.h.
 
 cdef extern from "cpu.h":
     int fl_has_avx2()

@@ -1,7 +1,10 @@
-# What core.pyx, which is compiled once, shares with the engines, one for each instruction set (csrc/engine.pxi).
+# The header of core.pyx, which is compiled once: what it shares with the engines, one for each instruction set
+# (engine.pxi).  The code of what is only declared here is in the file of core.pyx that fits its name.
 #
 # No typed memoryviews here: their code would be compiled into every engine.  Those stay in core.pyx, whose functions
-# check them and hand pointers on.
+# check them and pass pointers on.
+#
+# Uses: real.h.
 
 from libc.stdint cimport int64_t
 
@@ -10,6 +13,7 @@ cdef extern from "base/real.h" nogil:
     ctypedef double real "fl_real"
     enum:
         PANEL "FL_PANEL"
+        CACHE_LINE "FL_CACHE_LINE"
 
 
 # Sizes
@@ -25,45 +29,46 @@ cdef inline Py_ssize_t round_up(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
 
 
 cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t part, Py_ssize_t parts, Py_ssize_t size) noexcept nogil:
-    """Where a part begins when n things are dealt out in whole tiles of that size; part == parts: n, where all end."""
+    """Where a part begins when n items are dealt out in whole tiles of that size; n for part == parts."""
     return min(tiles(n, size) * part // parts * size, n)
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t D) noexcept nogil:
-    """The stride of rows of D values: whole panels, which are a cache line wide, and an odd number of them.
+    """The stride of rows of D values: an odd number of whole panels, each of which is as wide as a cache line.
 
-    With an even number a column of a tall matrix falls into few sets of the L1 cache and evicts itself.
+    With an even number, a column of a tall matrix would fall into few sets of the L1 cache and evict itself.
     """
     return (tiles(D, PANEL) | 1) * PANEL
 
 
 # Memory and threads
 
-# What a size that is too large becomes: a multiple of 64, so that rounding it up changes nothing.
+# What a size that is too large becomes: a multiple of the cache line, so that rounding it up changes nothing.
 cdef extern from *:
     """
-    #define FL_TOO_LARGE (PY_SSIZE_T_MAX & ~(Py_ssize_t)63)
+    #define FL_TOO_LARGE (PY_SSIZE_T_MAX & ~(Py_ssize_t)(FL_CACHE_LINE - 1))
     """
     const Py_ssize_t TOO_LARGE "FL_TOO_LARGE"
 
 
 cdef inline Py_ssize_t times(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    """a b, neither of them negative; TOO_LARGE where it is that or more."""
+    """a * b for a, b >= 0, or TOO_LARGE where the product is larger."""
     return TOO_LARGE if b > 0 and a > TOO_LARGE // b else a * b
 
 
 cdef struct Arena:
     char *base              # NULL while counting
-    size_t used             # bytes
-    size_t size             # that were counted, and may be carved
+    size_t used             # bytes taken so far
+    size_t size             # bytes that were counted, and may be carved
     bint failed             # whether more was counted than can be addressed, or more carved than was counted
 
 
 cdef inline void *take(Arena *arena, Py_ssize_t n, size_t item) noexcept nogil:
-    """Room for n items of that many bytes, from a multiple of 64 on, so that no vec crosses a cache line; NULL while
+    """Room for n items of that many bytes, beginning at a cache line, so that no vec crosses one; NULL while
     counting."""
     cdef size_t most = arena.size if arena.base != NULL else <size_t>TOO_LARGE, begin = arena.used
-    cdef size_t bytes_ = most + 1 if n < 0 or <size_t>n > most // item else (<size_t>n * item + 63) & ~<size_t>63
+    cdef size_t last = CACHE_LINE - 1
+    cdef size_t bytes_ = most + 1 if n < 0 or <size_t>n > most // item else (<size_t>n * item + last) & ~last
     if bytes_ > most - begin:
         arena.failed = True
         return NULL
@@ -72,14 +77,14 @@ cdef inline void *take(Arena *arena, Py_ssize_t n, size_t item) noexcept nogil:
 
 
 cdef inline real *take_values(Arena *arena, Py_ssize_t rows, Py_ssize_t width) noexcept nogil:
-    """The same for (rows, width) values of a computation."""
+    """take, for an array (rows, width) of a model's values."""
     return <real *>take(arena, times(rows, width), sizeof(real))
 
 
 cdef class Buffer:
     cdef void *memory
-    cdef size_t size            # bytes, from the first multiple of 64 on
-    cdef int turn               # of lays_out
+    cdef size_t size            # bytes, from the first whole cache line on
+    cdef int turn               # 0 before lays_out, 1 while counting, 2 while carving
     cdef Arena arena
     cdef bint lays_out(self) except -1
     cdef void *array(self, Py_ssize_t n, size_t item) except NULL
@@ -89,9 +94,9 @@ cdef int refuse(str what, str why) except -1
 
 
 cdef inline int check_free(str what, bint busy) except -1:
-    """Raise OrderError where compiled code is at work on the same memory without the GIL, for another Python thread.
+    """Raise OrderError where another Python thread is in compiled code that works on the same memory without the GIL.
 
-    Whoever lets go of the GIL looks at `busy` first and then sets it, both while holding the GIL.
+    A function that releases the GIL checks `busy` and then sets it, both while it still holds the GIL.
     """
     return refuse(what, "another Python thread is in a call on the same object") if busy else 0
 
@@ -99,9 +104,14 @@ cdef inline int check_free(str what, bint busy) except -1:
 cdef int threads_for(Py_ssize_t work) noexcept nogil
 
 
+# A thread that is awake from the loop before is worth using for so many times less work than one that must be woken.
+cdef enum:
+    AWAKE = 4
+
+
 cdef inline int threads_in_pass(Py_ssize_t work) noexcept nogil:
-    """threads_for one of several loops in a row: the threads are awake from the one before, so less is worth it."""
-    return threads_for(4 * work)
+    """threads_for one of several loops in a row."""
+    return threads_for(AWAKE * work)
 
 
 cdef double weighted_sum(const double *x, const double *weights, Py_ssize_t n) noexcept nogil
@@ -112,10 +122,10 @@ cdef double weighted_sum(const double *x, const double *weights, Py_ssize_t n) n
 cdef struct Tokens:
     Py_ssize_t N            # positions
     Py_ssize_t B            # documents
-    int64_t *inputs         # (N,) the id that is seen
+    int64_t *inputs         # (N,) the id that the model reads
     int64_t *targets        # (N,) the id to predict
     int64_t *positions      # (N,) place in the document
-    double *weights         # (N,) 1 / (documents, times the document's length)
+    double *weights         # (N,) of the losses: 1 / (documents * the document's length)
     int64_t *first          # (B + 1,) where each document begins
     Py_ssize_t n_ids        # all ids are below this
     Py_ssize_t block_size   # all positions are below this
@@ -125,8 +135,8 @@ cdef struct Rows:
     Py_ssize_t N            # rows
     Py_ssize_t ld           # stride of x
     double *x               # (N, ld) the rows of X
-    double *targets         # (N, n_out), where y holds values
-    int64_t *classes        # (N,), where it holds class ids
+    double *targets         # (N, n_out) where y holds values
+    int64_t *classes        # (N,) where y holds class ids
     double *weights         # (N,) 1 / rows
     Py_ssize_t n_in         # columns of X
     Py_ssize_t n_out        # columns of y, or 0
@@ -135,17 +145,17 @@ cdef struct Rows:
 
 cdef class Data:
     cdef readonly Py_ssize_t n_examples
-    cdef readonly Py_ssize_t longest        # predictions that an example gives at most
-    cdef readonly bint windows              # the examples overlap, to be drawn at random
+    cdef readonly Py_ssize_t longest        # the most predictions that an example gives
+    cdef readonly bint windows              # whether the examples overlap, and are to be drawn at random
 
 
 cdef class Batch:
     cdef readonly Py_ssize_t n_examples         # documents, or rows of X
-    cdef readonly Py_ssize_t n_predictions      # losses that the model computes: tokens, or rows
+    cdef readonly Py_ssize_t n_predictions      # tokens, or rows: each has one loss
     cdef Data data
     cdef Buffer work
-    cdef tuple taken                            # (indices as bytes, total) that take was given, for a copy
-    cdef int64_t fills                          # calls of take: a backward pass reads what its forward pass read
+    cdef tuple taken                            # what take was given, (indices as bytes, total), for a copy
+    cdef int64_t fills                          # calls of take: backward must read what its forward pass read
     cdef int readers                            # passes at work on it
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1
     cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil
@@ -192,7 +202,7 @@ cdef class Kernels:
 
 cdef class Model:
     cdef Kernels kernels
-    cdef object arrays                      # params and grads, so that they outlive the pointers
+    cdef object arrays                      # params and grads, kept alive for the pointers
     cdef const double *params
     cdef double *grads
     cdef readonly Py_ssize_t size
@@ -213,7 +223,7 @@ cdef class Model:
 
 cdef class LanguageModel(Model):
     cdef readonly Py_ssize_t V, D, T
-    cdef Py_ssize_t cached                  # positions of which generation has kept keys and values
+    cdef Py_ssize_t cached                  # positions whose keys and values generation has kept
     cdef void write_logits(self, double *logits) noexcept nogil
     cdef int prepare_generation(self) except -1
     cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, double *logits) noexcept nogil
@@ -226,7 +236,7 @@ cdef class ArrayModel(Model):
 
 
 cdef struct Segment:
-    double *grad                # (n,) as are the others
+    double *grad                # (n,), as are the others
     double *param
     double *state[2]            # Adam's moments, SGD's velocity; NULL where there are fewer
     Py_ssize_t n
@@ -245,11 +255,11 @@ cdef class Optimizer:
     cdef Py_ssize_t count
     cdef Buffer memory
     cdef Buffer partial_memory
-    cdef double *partial        # for the norm of the longest
-    cdef object kept            # the arrays, so that they outlive the pointers
+    cdef double *partial        # sums for the norm of the longest array
+    cdef object kept            # the arrays, kept alive for the pointers
     cdef int64_t taken          # steps
     cdef double decay           # the largest weight decay
-    cdef double moment          # no first moment is larger; infinite where that is not known
+    cdef double moment          # a bound on the first moments' size; infinite where none is known
     cdef double param           # the same of the parameters, within a compiled call: between calls users write to them
     cdef bint busy              # whether a step is at work; see check_free
     cdef bint view(self, Py_ssize_t i, grad) except -1

@@ -1,17 +1,19 @@
-# The engine: what computes, for one instruction set.  Each one's .pyx includes this file; the flags differ, nothing
-# else does (setup.py).
+# The engine: all arithmetic, compiled for each instruction set.  The .pyx file of each includes this one; only
+# the compiler's flags differ (setup.py).
 #
-# How the work is laid out.  Activations live in *panels* of eight tokens: x[panel][feature][token], so that one
-# vec (base/simd.h) holds one feature of eight tokens.  A softmax over the vocabulary then needs no sum across
-# lanes, a matrix product reads its right-hand side in the order of memory, and a document of up to eight
-# tokens is a single panel.  Lanes past the last token hold zeros.  What is multiplied token by token
-# into a weight gradient also exists in rows, x[token][feature], each row padded to whole panels.
+# Layout.  Activations lie in *panels* of PANEL tokens, x[panel][feature][token], so that one vec (base/simd.h) is one
+# feature of PANEL tokens.  A softmax over the vocabulary then needs no sum across lanes, a matrix product reads its
+# right-hand side in the order of memory, and a document of up to PANEL tokens is a single panel.  Lanes past the last
+# token hold zeros.  What a weight gradient sums over tokens also exists in rows, x[token][feature], each row padded to
+# whole panels.
 #
-# Where types are declared: sizes are Py_ssize_t (B documents, N tokens, P panels, D width, V vocabulary,
-# T positions), token ids int64.  No typed memoryviews here: core.pyx has them, and hands on pointers.
+# Sizes are Py_ssize_t: B documents, N tokens, P panels, D features, V ids in the vocabulary, T positions.  Ids are
+# int64.  No typed memoryviews here: core.pyx has them, and passes pointers on.
 #
-# The same bits whatever the number of threads: every output element is computed by one thread, in an order
-# that does not depend on how many there are.  Compiler directives are set once, in setup.py.
+# The same bits at any number of threads: every output element is computed by one thread, in an order that does not
+# depend on how many there are.  Compiler directives are set once, in setup.py.
+#
+# Uses: declarations, what it includes.
 
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, expm1, fabs, isfinite, ldexp, log, log1p, sqrt
@@ -36,7 +38,6 @@ include "layers/activation.pxi"
 include "layers/attention.pxi"
 include "layers/head.pxi"
 include "layers/embedding.pxi"
-include "engine_kernels.pxi"
 include "models/language.pxi"
 include "models/bigram.pxi"
 include "models/gpt.pxi"
@@ -44,4 +45,5 @@ include "models/mlp.pxi"
 include "step/norm.pxi"
 include "step/adam.pxi"
 include "step/sgd.pxi"
+include "engine_kernels.pxi"
 include "one_layer.pxi"

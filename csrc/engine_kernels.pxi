@@ -1,4 +1,6 @@
-# The kernels one by one: what core.pyx asks for, of this instruction set.
+# The kernels one by one, as core.pyx calls them (kernels.pxi), for this instruction set.
+#
+# Uses: declarations, simd, logits, cross_entropy, embedding, norm, adam.
 
 cdef class EngineKernels(Kernels):
     cdef void scale(self, real *x, Py_ssize_t n, double factor) noexcept nogil:
@@ -62,11 +64,11 @@ cdef class EngineKernels(Kernels):
         adam_run(grad, param, m, v, n, &c, zero_grad)
 
 
-cdef Kernels kernels = EngineKernels()
+kernels = EngineKernels()
 
 
 cdef int name_all(dict names) except -1:
-    """Give this module the kernels' names, and those that core.pyx has: every variant has all."""
+    """Give this module the names of the kernels and all public names of core.pyx."""
     from fastloop._core import core
 
     for name, x in vars(core).items():

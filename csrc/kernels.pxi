@@ -1,7 +1,9 @@
-# The kernels one by one, as fastloop/kernels.py calls them: their arguments here, their loops in an engine.
+# The kernels one by one, as fastloop/kernels.py calls them: here they take arrays, an engine has their loops.
+#
+# Uses: declarations.
 
 cdef class Kernels:
-    """One object of an engine's subclass is made; its methods are functions of the engine's module."""
+    """Each engine makes one object of a subclass (engine_kernels.pxi), whose methods become functions of its module."""
 
     def embedding_forward(self, const int64_t[::1] inputs not None, const int64_t[::1] positions not None,
                           const double[:, ::1] wte not None, const double[:, ::1] wpe not None,
@@ -47,7 +49,7 @@ cdef class Kernels:
     def adam_step(self, const double[::1] grad not None, double[::1] param not None, double[::1] m not None,
                   double[::1] v not None, double lr, double beta1, double beta2, double eps, int64_t t,
                   double weight_decay, bint decoupled, double grad_scale, bint zero_grad):
-        # grad is written to only if zero_grad; const lets a read-only gradient through otherwise.
+        # grad is written to only if zero_grad; const admits a read-only gradient otherwise.
         if param.shape[0]:
             with nogil:
                 self.adam(<double *>&grad[0], &param[0], &m[0], &v[0], param.shape[0], lr, beta1, beta2, eps, t,
@@ -104,7 +106,7 @@ cdef class Kernels:
 
 
 cdef double weighted_sum(const double *x, const double *weights, Py_ssize_t n) noexcept nogil:
-    """sum of x weights (of x where weights is NULL), compensated (Neumaier 1974), so that n does not matter."""
+    """sum(x * weights), or sum(x) where weights is NULL, compensated (Neumaier 1974): no error grows with n."""
     cdef Py_ssize_t i
     cdef double total = 0.0, lost = 0.0, term, new
     for i in range(n):
@@ -112,5 +114,5 @@ cdef double weighted_sum(const double *x, const double *weights, Py_ssize_t n) n
         new = total + term
         lost += (total - new) + term if fabs(total) >= fabs(term) else (term - new) + total
         total = new
-    # The correction of an infinite sum is NaN; the sum itself says what happened.
+    # The correction of an infinite sum is NaN; the sum itself is what the caller should see.
     return total + lost if isfinite(total) else total

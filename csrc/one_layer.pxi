@@ -1,11 +1,13 @@
 # One layer alone, forward and backward, for tests/test_layers.py: rows in, panels inside, rows out.
+#
+# Uses: declarations, matmul, layer, head, embedding.
 
 def one_layer(Layer layer not None, Py_ssize_t N, Py_ssize_t parts, dict given not None):
-    """Run a layer for N tokens; the gradients of its weights in so many parts, for so many threads.
+    """Run a layer for N tokens, and sum the gradients of its weights in `parts` parts, as so many threads would.
 
-    given: addresses of C-contiguous arrays, which are not checked.  Read: ids, positions (N,) int64, x (N, x.width),
-    dy (N, y.width), params (the layer's weights end to end); written: y and dx, as dy and x are, and grads.  The
-    head's y are its losses (N, 1); its targets are the ids, and dy the weights of the losses.
+    given: addresses of C-contiguous arrays, which are not checked.  Read: ids and positions (N,) int64, x (N, x.width),
+    dy (N, y.width), params (the layer's weights end to end).  Written: y and dx, of the shapes of dy and x, and grads.
+    The head's y are its losses (N, 1), its targets are the ids, and dy are the weights of the losses.
     """
     cdef Head head = layer if isinstance(layer, Head) else None
     cdef Embedding embedding = layer if isinstance(layer, Embedding) else None

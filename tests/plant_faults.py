@@ -58,7 +58,7 @@ CSRC = [
     # what every optimiser does
     ("step/optimizer.pxi", "if s.grad < self", "if False and s.grad < self"),
     ("step/optimizer.pxi", "if not isfinite(norm * norm):", "if not isfinite(norm):"),
-    ("step/optimizer.pxi", "and not <uintptr_t>view.buf & 7", ""),
+    ("step/optimizer.pxi", "and <uintptr_t>view.buf % sizeof(double) == 0", ""),
     ("step/optimizer.pxi", "fits = fits and view.shape[j] == <Py_ssize_t>shape[j]", "pass"),
     ("step/optimizer.pxi", "if not 0.0 <= lr < INFINITY:", "if not lr < INFINITY:"),
     ("step/optimizer.pxi", "or self.look(lr)):", "or True):"),
@@ -121,6 +121,7 @@ CSRC = [
     # the GPT
     ("layers/rmsnorm.pxi", "if self.y.sum is not None else self.y.panels", "if False else self.y.panels"),
     ("layers/rmsnorm.pxi", "if self.x.sum is not None:", "if False:"),
+    ("layers/rmsnorm.pxi", "# Uses: declarations, simd, layer.", "# Uses: declarations, layer."),
     ("layers/linear.pxi", "self.y.panels_of, into.sum = into, self.y", "self.y.panels_of = into"),
     ("layers/attention.pxi", "self.across = True", "self.across = False"),
     ("models/language.pxi", "if block == 1:", "if block > 1:"),
@@ -143,8 +144,8 @@ CSRC = [
     ("step/loop.pxi", "isfinite(norm) and isfinite(largest * largest)", "isfinite(norm)"),
     ("step/loop.pxi", "finite = isfinite(loss)", "finite = True"),
     ("step/loop.pxi", "self.model.backward()\n                    self.model.add = True", "self.model.backward()"),
-    ("step/loop.pxi", "memset(self.model.grads, 0, self.model.size * 8)\n        self.model.busy = self.optimizer",
-     "pass\n        self.model.busy = self.optimizer"),
+    ("step/loop.pxi", "memset(self.model.grads, 0, self.model.size * sizeof(double))\n        self.model.busy = self.o",
+     "pass\n        self.model.busy = self.o"),
     ("step/loop.pxi", "total = <double>(splits[(s + 1) * accumulate]", "total = <double>(splits[s * accumulate + 1]"),
     ("step/loop.pxi", "clipped[s] = outside > 0 or norm > clip_norm", "clipped[s] = outside > 0"),
     # one run, and one call, at a time
@@ -445,7 +446,7 @@ FIRST = {
     "adam": "kernels optim numerics finite", "sgd": "optim trainer finite", "optimizer": "core optim finite",
     "norm": "kernels optim numerics", "cross_entropy": f"kernels {MODELS}", "embedding": "kernels layers",
     "matmul": f"kernels {MODELS}", "logits": "kernels",
-    "language": MODELS, "linear": "layers gpt", "attention": "layers gpt", "rmsnorm": "layers gpt", "gpt": "gpt",
+    "language": MODELS, "linear": "layers gpt", "attention": "layers gpt", "rmsnorm": "csrc layers gpt", "gpt": "gpt",
     "mlp": "mlp", "activation": "layers mlp gpt", "head": f"layers {MODELS}", "layer": f"layers {MODELS}",
     "chunks": MODELS, "declarations": "mlp gpt", "arena": "core",
     "loop": "core trainer mlp optim one_at_a_time finite", "tokens": "core data gpt trainer copies",

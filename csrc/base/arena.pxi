@@ -1,26 +1,28 @@
-# Room for a workspace.  What lies in it is told once, by code that takes one array after the other and runs twice:
-# first nothing but bytes is counted, then the same is carved from memory of that size.
+# Memory for a workspace.  Its layout is written once, as code that takes one array after the other and runs twice: the
+# first time only the bytes are counted, the second time the arrays are carved from memory of that size.
 #
 #     while buffer.lays_out():
 #         x = <double *>take(&buffer.arena, times(N, D), sizeof(double))
 #
 # Sizes that come from the user or grow with the batch are multiplied by `times`, which does not overflow.
+#
+# Uses: declarations.
 
 cdef class Buffer:
-    """The memory of an arena, zeroed when it grows; it never shrinks.
-
-    Grown before a step begins, so that no step allocates.
+    """The memory of an arena.  It never shrinks, and is zeroed when it grows, which happens before a step begins: no
+    step allocates.
     """
     def __dealloc__(self):
         PyMem_RawFree(self.memory)
 
     cdef bint lays_out(self) except -1:
-        """True twice, for the caller to take from `arena` what it needs, to be counted and then carved; then False.
+        """True twice, for the caller to take from `arena` all that it needs, first counted and then carved; then False.
 
-        Carving leaves what is in memory as it is, but where that had to grow it is all zero.
+        Carving leaves the contents of memory as they are; memory that had to grow is all zero.
         """
         cdef Arena *arena = &self.arena
         cdef size_t counted = arena.used
+        cdef uintptr_t last = CACHE_LINE - 1
         cdef bint failed = arena.failed
         cdef void *memory
         arena.used, arena.failed = 0, False
@@ -37,13 +39,13 @@ cdef class Buffer:
         if failed:
             raise MemoryError("the workspace has more bytes than can be addressed")
         if counted > self.size or self.memory == NULL:
-            memory = PyMem_RawMalloc(counted + 64)
+            memory = PyMem_RawMalloc(counted + CACHE_LINE)
             if memory == NULL:
                 raise MemoryError(f"{counted} bytes of workspace")
             PyMem_RawFree(self.memory)
             self.memory, self.size = memory, counted
-            memset(memory, 0, counted + 64)
-        arena.base = <char *>((<uintptr_t>self.memory + 63) & ~<uintptr_t>63)
+            memset(memory, 0, counted + CACHE_LINE)
+        arena.base = <char *>((<uintptr_t>self.memory + last) & ~last)
         arena.size = counted
         self.turn = 2
         return True

@@ -1,20 +1,23 @@
-# The matrix product that every model is made of.
+# The matrix product that every model is made of, transposes, and copies into padded rows.
 #
-# No BLAS: on one Zen 4 core, whose multipliers end at 59 GFLOP/s, a product of (512, 512) takes the tiles 4.9 ms (54.6
-# GFLOP/s) with AVX-512 where NumPy's OpenBLAS takes 5.4, and 5.5 ms with AVX2, as OpenBLAS does; at (64, 64, 256) they
-# are alike, and below that a call of BLAS costs more than the product.  With a large vocabulary and AVX2 BLAS would win
-# a tenth, and lose the bits that depend on neither threads nor library.
+# No BLAS.  On one Zen 4 core, whose peak is 59 GFLOP/s, a product of two (512, 512) matrices takes 4.9 ms here with
+# AVX-512 (54.6 GFLOP/s) and 5.4 ms in NumPy's OpenBLAS, and 5.5 ms in both with AVX2.  At (64, 64, 256) they are level,
+# and below that calling BLAS costs more than the product.  With a large vocabulary and AVX2, BLAS would be a tenth
+# faster, but its results would depend on the number of threads and on the library.
+#
+# Uses: declarations, simd.
 
-# A tile's columns of B, K rows of 64 bytes, should stay in the L1 cache while A goes past: 256 rows are 16 KiB.
+# Rows of B at a time: of a tile's columns, a cache line for each row, 256 rows are 16 KiB, which stay in the L1 cache
+# while A is read.
 cdef enum:
     K_BLOCK = 256
-    BLOCK = PANEL * PANEL       # values of a square block, a panel of PANEL features
+    BLOCK = PANEL * PANEL       # values in a panel of PANEL features
 
 
 cdef void edge_tiles(Py_ssize_t columns, Py_ssize_t M, Py_ssize_t K, const real *A, Py_ssize_t a_row,
                      Py_ssize_t a_col, Py_ssize_t a_block, const real *B, Py_ssize_t ldb, real *C,
                      Py_ssize_t ldc, bint accumulate) noexcept nogil:
-    """The last columns of C, fewer than PANEL: on a copy, so as not to write past them."""
+    """The last columns of C, fewer than PANEL, in a copy, so as not to write past them."""
     cdef real[BLOCK] edge
     cdef Py_ssize_t block, i, r
     for block in range(tiles(M, PANEL)):
@@ -32,9 +35,9 @@ cdef void matmul(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
                  const real *B, Py_ssize_t ldb, real *C, Py_ssize_t ldc, bint accumulate) noexcept nogil:
     """C (M, N) = A (M, K) B (K, N), or C += where `accumulate`; C and B row by row.
 
-    A is read one value at a time, so it may lie in any order: A[i, k] stands at
-    i a_row + (k // PANEL) a_block + (k % PANEL) a_col (for a plain matrix a_block is PANEL a_col).  B is read PANEL
-    columns at a time: its rows must be readable up to a multiple of that.  The sum over k goes in order, from C on.
+    A is read one value at a time, so it may have any strides: A[i, k] is A[i a_row + (k // PANEL) a_block +
+    (k % PANEL) a_col], and for a plain matrix a_block is PANEL a_col.  B is read PANEL columns at a time: its rows must
+    be readable up to a multiple of that.  The sum over k goes in order, from C on.
     """
     cdef Py_ssize_t strip, j, k, k_tile, depth
     cdef const real *a
@@ -80,8 +83,8 @@ cdef void transpose_panel(const real *panel, Py_ssize_t tokens, Py_ssize_t D, re
 
 
 cdef void transpose_strips(const real *panel, Py_ssize_t D, real *strips, Py_ssize_t stride) noexcept nogil:
-    """The panel's tokens in strips of PANEL features, (D / PANEL, PANEL tokens, PANEL), each `stride` from the one
-    before."""
+    """panel (D, PANEL) transposed in strips of PANEL features: strips (D / PANEL, PANEL tokens, PANEL features), each
+    `stride` values after the one before."""
     cdef Py_ssize_t d = 0, i, t
     while d + PANEL <= D:
         fl_transpose(panel + PANEL * d, PANEL, strips + (d // PANEL) * stride, PANEL)

@@ -1,10 +1,10 @@
-/* The vector type of the kernels: a panel's width of values, and the register tile
-   that every matrix product is made of.
+/* The vector type of the kernels, FL_PANEL values wide, and the register tile that every matrix product is made of.
 
-   Cython cannot name a vector register; nothing else lives here.  One source
-   serves every instruction set: a vec is one AVX-512 register, two AVX2 ones,
-   four SSE2 or NEON ones, or FL_PANEL numbers where the compiler has no vector
-   extension.  No function here allocates, branches on data or knows Python. */
+   Only what needs a vector register, which Cython cannot name.  One source serves every instruction set: a vec is one
+   AVX-512 register, two AVX2 ones, four SSE2 or NEON ones, or FL_PANEL numbers where the compiler has no vector
+   extension.  No function here allocates, branches on data or calls Python.
+
+   Uses: real.h. */
 #ifndef FASTLOOP_SIMD_H
 #define FASTLOOP_SIMD_H
 
@@ -60,7 +60,7 @@
 
 #if FL_LANES > 1
 typedef fl_real fl_vec __attribute__((vector_size(sizeof(fl_real) * FL_LANES)));
-typedef int64_t fl_ivec __attribute__((vector_size(8 * FL_LANES)));
+typedef int64_t fl_ivec __attribute__((vector_size(sizeof(int64_t) * FL_LANES)));
 typedef fl_real fl_vec_u __attribute__((vector_size(sizeof(fl_real) * FL_LANES), aligned(sizeof(fl_real)), may_alias));
 #else
 typedef fl_real fl_vec;
@@ -118,11 +118,11 @@ FL_INLINE vec v_fma(vec a, vec b, vec c) {
     return c;
 }
 
-/* sqrt(x), x at least 0 and not subnormal, within 1 ULP; NaN stays NaN.  AVX-512's instruction would hold up the
-   divider, which Adam needs as well: there the 14-bit estimate y of 1 / sqrt(x) is refined on the multipliers.  With
+/* sqrt(x) for x >= 0, not subnormal, within 1 ULP; NaN stays NaN.  AVX-512's instruction would occupy the divider,
+   which Adam needs as well, so there the 14-bit estimate y of 1 / sqrt(x) is refined by multiplications.  With
    d = 1 - x y^2 the root is x y (1 - d)^(-1/2) = x y (1 + d / 2 + 3 d^2 / 8 + 5 d^3 / 16 + ...), and d^4 is below the
-   last bit.  0 and infinity, whose estimates are infinity and 0, are their own roots.  The other sets have no such
-   estimate for float64. */
+   last bit.  0 and infinity, whose estimates are infinity and 0, are their own roots.  The other instruction sets have
+   no such estimate for float64. */
 FL_INLINE vec v_sqrt(vec x) {
 #if FL_LANES == 8
     const fl_vec one = _mm512_set1_pd(1.0), c1 = _mm512_set1_pd(0.5), c2 = _mm512_set1_pd(0.375),
@@ -148,7 +148,7 @@ FL_INLINE vec v_sqrt(vec x) {
     return x;
 }
 
-/* The two registers of a comparison, kept as all-ones or all-zeros lanes. */
+/* x in the lanes where cond holds, else y; the lanes of a comparison are all ones or all zeros. */
 #if FL_LANES > 1
 #define FL_SELECT(cond, x, y) ((fl_vec)(((fl_ivec)(x) & (cond)) | ((fl_ivec)(y) & ~(cond))))
 #else
@@ -194,8 +194,8 @@ FL_INLINE vec v_where_less(vec a, vec b, vec x, vec y) {
 }
 
 /* exp(x), x <= 0, in two parts: returns exp(r) - 1 and sets scale = 2^n, where x = n ln 2 + r, |r| <= ln(2) / 2.
-   exp(r) = 1 + r + r^2 q(r) with q of degree 9 by Chebyshev interpolation (relative error 2e-17), then 2^n
-   through the exponent bits: no table and no branch, so that all lanes go together.  libm's exp keeps a loop
+   exp(r) = 1 + r + r^2 q(r), with q of degree 9 by Chebyshev interpolation (relative error 2e-17); 2^n is written
+   into the exponent bits.  Without a table or a branch all lanes go together; a loop that calls libm's exp stays
    scalar. */
 FL_INLINE vec fl_exp_parts(vec x, vec *scale) {
     static const double q[10] = {
@@ -216,16 +216,15 @@ FL_INLINE vec fl_exp_parts(vec x, vec *scale) {
         scale->r[i_] = (fl_vec)(((fl_ivec)t.r[i_] + 1023) << 52);
 #else
         uint64_t bits;
-        memcpy(&bits, &t.r[i_], 8);
+        memcpy(&bits, &t.r[i_], sizeof(bits));
         bits = (bits + 1023) << 52;
-        memcpy(&scale->r[i_], &bits, 8);
+        memcpy(&scale->r[i_], &bits, sizeof(bits));
 #endif
     }
     return v_fma(v_mul(r, r), p, r);
 }
 
-/* exp(x), x <= 0, within 1.1 ULP; 0 below -708 (where the result would lose bits
-   as a subnormal number); NaN stays NaN. */
+/* exp(x), x <= 0, within 1.1 ULP; 0 below -708, where the result would be near the subnormal numbers; NaN stays NaN. */
 FL_INLINE vec v_exp(vec x) {
     vec scale, p = fl_exp_parts(x, &scale);
     return v_where_less(x, v_set(-708.0), v_set(0.0), v_fma(p, scale, scale));
@@ -247,7 +246,7 @@ FL_INLINE vec v_tanh(vec x) {
 FL_INLINE void fl_transpose(const fl_real *in, ptrdiff_t ldi, fl_real *out, ptrdiff_t ldo) {
 #if defined(__AVX2__) && defined(__GNUC__)
     for (int i = 0; i < FL_PANEL; i += 4)
-        for (int j = 0; j < FL_PANEL; j += 4) {        /* four blocks of 4 x 4, each in eight shuffles */
+        for (int j = 0; j < FL_PANEL; j += 4) {        /* in blocks of 4 x 4, eight shuffles each */
             const __m256d a = _mm256_loadu_pd(in + i * ldi + j), b = _mm256_loadu_pd(in + (i + 1) * ldi + j);
             const __m256d c = _mm256_loadu_pd(in + (i + 2) * ldi + j), d = _mm256_loadu_pd(in + (i + 3) * ldi + j);
             const __m256d ab0 = _mm256_unpacklo_pd(a, b), ab1 = _mm256_unpackhi_pd(a, b);
@@ -265,9 +264,8 @@ FL_INLINE void fl_transpose(const fl_real *in, ptrdiff_t ldi, fl_real *out, ptrd
 }
 
 /* C[i, 0:FL_PANEL] = (C[i, 0:FL_PANEL] or 0) + sum over k of A[i, k] * B[k, 0:FL_PANEL], i < rows.
-   A[i, k] stands at A[i * a_row + (k / FL_PANEL) * a_block + (k % FL_PANEL) * a_col]: the
-   block stride lets k run over panels.  The sum starts from C and goes
-   through k in order, so it does not depend on how the caller cuts the work. */
+   A[i, k] is A[i * a_row + (k / FL_PANEL) * a_block + (k % FL_PANEL) * a_col]: with the stride of a block k runs over
+   panels.  The sum starts from C and goes through k in order, so it does not depend on how the caller cuts the work. */
 FL_INLINE void fl_tile_rows(const int rows, const int blocks, ptrdiff_t K, const fl_real *A, ptrdiff_t a_row,
                             ptrdiff_t a_col, ptrdiff_t a_block, const fl_real *B, ptrdiff_t ldb, fl_real *C,
                             ptrdiff_t ldc, int accumulate) {
@@ -275,7 +273,7 @@ FL_INLINE void fl_tile_rows(const int rows, const int blocks, ptrdiff_t K, const
     for (int i = 0; i < rows; i++)
         acc[i] = accumulate ? v_load(C + i * ldc) : v_set(0.0);
     for (; K > 0; K -= FL_PANEL, A += a_block) {
-        const ptrdiff_t n = blocks && K > FL_PANEL ? FL_PANEL : K;    /* without blocks, one loop over all of k */
+        const ptrdiff_t n = blocks && K > FL_PANEL ? FL_PANEL : K;    /* without blocks: one loop over all of k */
         const fl_real *a = A;
         for (ptrdiff_t k = 0; k < n; k++, a += a_col, B += ldb) {
             const vec b = v_load(B);
@@ -289,8 +287,8 @@ FL_INLINE void fl_tile_rows(const int rows, const int blocks, ptrdiff_t K, const
         v_store(C + i * ldc, acc[i]);
 }
 
-/* The same for any number of rows M and for N columns, eight at a time: those of
-   B lie b_strip apart.  Rows outside, so that C goes in the order of memory. */
+/* The same for any number of rows M, and for N columns, FL_PANEL at a time, whose B lies b_strip values further each
+   time.  The loop over rows is the outer one, so that C is written in the order of memory. */
 static void fl_tiles(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const fl_real *A, ptrdiff_t a_row, ptrdiff_t a_col,
                      ptrdiff_t a_block, const fl_real *B, ptrdiff_t ldb, ptrdiff_t b_strip, fl_real *C, ptrdiff_t ldc,
                      int accumulate) {

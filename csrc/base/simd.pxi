@@ -1,4 +1,6 @@
-# The names of simd.h, for Cython.
+# What is particular to an instruction set: the names of simd.h, for Cython, and the engine's kernels.
+#
+# Uses: declarations, simd.h.
 
 cdef extern from "base/simd.h" nogil:
     ctypedef struct vec:
@@ -25,3 +27,7 @@ cdef extern from "base/simd.h" nogil:
     void fl_tiles(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *A, Py_ssize_t a_row, Py_ssize_t a_col,
                   Py_ssize_t a_block, const real *B, Py_ssize_t ldb, Py_ssize_t b_strip, real *C, Py_ssize_t ldc,
                   int accumulate)
+
+
+# The one object of this engine, made in engine_kernels.pxi, through which core.pyx calls the kernels.
+cdef Kernels kernels

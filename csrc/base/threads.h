@@ -1,5 +1,7 @@
-/* The number of threads, and what libgomp does not forgive: it ends the process where a thread cannot be made, and it
-   hangs in a forked child that uses threads after its parent did.  Nothing else lives here. */
+/* The number of threads, and protection from two habits of libgomp: it ends the process where a thread cannot be made,
+   and it hangs in a forked child that uses threads after its parent did.
+
+   Uses nothing. */
 
 #ifndef FL_THREADS_H
 #define FL_THREADS_H
@@ -24,12 +26,12 @@
 #define FL_STORE(x, value) __atomic_store_n(&(x), value, __ATOMIC_RELAXED)
 #endif
 
-/* The most threads: of the process, and of what one of its Python threads calls, both set from threads.py.
-   Others may be training while either changes. */
+/* The most threads: for the process, and for the calling Python thread.  Both are set from fastloop/threads.py, while
+   other threads may be training. */
 static int fl_max_threads = 1;
 static FL_THREAD_LOCAL int fl_own_threads = INT_MAX;
 
-/* Of the calling Python thread: how many have been seen to run at once, and the most that can be made. */
+/* For the calling Python thread: how many threads are known to run at once, and the most that can be made. */
 static FL_THREAD_LOCAL int fl_ready = 1;
 static FL_THREAD_LOCAL int fl_available = INT_MAX;
 
@@ -43,7 +45,7 @@ static void *fl_wait(void *gate) {
     return NULL;
 }
 
-/* The stack of libgomp's threads where the environment says it: a number of B, K (if nothing is said), M or G. */
+/* The stack size of libgomp's threads that the environment asks for, or 0: a number and B, K (the default), M or G. */
 static size_t fl_stack_size(void) {
     const char *text = getenv("OMP_STACKSIZE");
     char *unit;
@@ -63,7 +65,7 @@ static size_t fl_stack_size(void) {
     }
 }
 
-/* How many of n threads, the calling one among them, can live at once: they are made, and end. */
+/* How many of n threads, the calling one among them, can exist at once: they are made for a moment. */
 static int fl_probe(int n) {
     const struct timespec moment = {0, 1000000};
     const size_t stack = fl_stack_size();
@@ -75,7 +77,7 @@ static int fl_probe(int n) {
         return 1;
     if (pthread_attr_init(&attributes) == 0) {
         if (stack)
-            pthread_attr_setstacksize(&attributes, stack);      /* one that is refused libgomp does not take either */
+            pthread_attr_setstacksize(&attributes, stack);      /* libgomp ignores a size that is refused, too */
         pthread_mutex_lock(&gate);
         while (made < n - 1 && pthread_create(&threads[made], &attributes, fl_wait, &gate) == 0)
             made++;
@@ -85,14 +87,14 @@ static int fl_probe(int n) {
         pthread_attr_destroy(&attributes);
     }
     free(threads);
-    nanosleep(&moment, NULL);       /* the kernel counts a thread a little longer than it can be waited for */
+    nanosleep(&moment, NULL);       /* the kernel counts a thread for a moment after it has been joined */
     return made + 1;
 }
 #else
 static int fl_probe(int n) { return n; }
 #endif
 
-/* As many of n threads as can be made, which are then ready and sleep; once for each Python thread and number. */
+/* How many of n threads can be made.  They then exist and sleep; done once for each Python thread and number. */
 static int fl_prepare(int n) {
     static int woken;
     if (n > fl_available)
@@ -111,7 +113,7 @@ static int fl_prepare(int n) {
     return n;
 }
 
-/* Let go of the calling Python thread's pool, so that a child that is forked now may make its own; 0 where that cannot
+/* Give up the calling Python thread's pool, so that a child that is forked now can make its own; 0 where that cannot
    be done.  The next parallel loop makes the pool again. */
 static int fl_release(void) {
     fl_ready = 1;

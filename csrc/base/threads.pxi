@@ -1,19 +1,21 @@
 # Who may be at work, and the number of threads.
+#
+# Uses: declarations, threads.h.
 
 cdef int refuse(str what, str why) except -1:
-    """Raise OrderError; a call, so that the path that is taken every time stays short."""
+    """Raise OrderError.  Not inline, which keeps check_free small."""
     from fastloop.errors import OrderError
 
     raise OrderError(f"{what} was called while {why}, expected after its end")
 
 
 cdef object not_copied(made):
-    """Raise TypeError: its pointers lead into buffers that a copy would have to share."""
+    """Raise TypeError: a copy would point into the same buffers."""
     name = type(made).__name__
     raise TypeError(f"a {name} is compiled and cannot be copied or pickled; copy the Trainer or the model")
 
 
-# Below this many floating-point operations to a thread, waking it costs more than it brings.
+# Floating-point operations that are worth waking a thread for.
 cdef Py_ssize_t work_per_thread = 2000000
 
 
@@ -39,7 +41,7 @@ def set_own_threads(int n):
 
 
 def release_threads():
-    """Let go of the calling Python thread's pool, before a fork; False where a child could not make its own."""
+    """Give up the calling Python thread's pool before a fork; False where the child could not make its own."""
     return fl_release()
 
 
@@ -53,7 +55,7 @@ def set_work_per_thread(Py_ssize_t n):
 
 
 cdef int threads_for(Py_ssize_t work) noexcept nogil:
-    """How many threads `work` floating-point operations are worth, of those that can be made."""
+    """The number of threads for `work` floating-point operations: chosen here, for every loop."""
     cdef Py_ssize_t n = work // work_per_thread
     if n <= 1:
         return 1

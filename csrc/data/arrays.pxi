@@ -1,7 +1,9 @@
-# What a model over plain arrays is computed from: the rows of X and y, and a batch of them.
+# What a model over plain arrays is trained on: the rows of X and y, and a batch of them.
+#
+# Uses: declarations, tokens.
 
 cdef class ArrayData(Data):
-    """X (N, n_in) with one of: targets (N, n_out); classes (N,), ids; neither, where only predictions are wanted."""
+    """X (N, n_in) with targets (N, n_out), or with class ids (N,), or with neither, for predictions."""
     cdef const double[:, ::1] X
     cdef const double[:, ::1] targets
     cdef const int64_t[::1] classes
@@ -42,12 +44,12 @@ cdef class ArrayData(Data):
         return indices.shape[0]
 
     cdef void fill(self, Rows *rows, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
-        """The rows `indices` of X and y."""
+        """Write the rows `indices` of X and y."""
         cdef Py_ssize_t n
         for n in range(count):
-            memcpy(rows.x + n * rows.ld, &self.X[indices[n], 0], self.n_in * 8)
+            memcpy(rows.x + n * rows.ld, &self.X[indices[n], 0], self.n_in * sizeof(double))
             if self.n_out:
-                memcpy(rows.targets + n * self.n_out, &self.targets[indices[n], 0], self.n_out * 8)
+                memcpy(rows.targets + n * self.n_out, &self.targets[indices[n], 0], self.n_out * sizeof(double))
             elif self.largest_class >= 0:
                 rows.classes[n] = self.classes[indices[n]]
             rows.weights[n] = 1.0 / total

@@ -1,7 +1,12 @@
-# What a step is computed from: documents as token ids, and a batch of them packed end to end.
+# What every model is trained on: the abstract data and batch; and documents as token ids, packed end to end in a batch.
+#
+# Data never change once they are made, so copy returns the same object.  A pickle holds the arguments they were made
+# with and the name of the class, which fastloop._core looks up: another CPU may load another engine.
+#
+# Uses: declarations.
 
-# Data never change once they are made, so a copy is the same object.  What pickle keeps is what they were made of, and
-# _core finds the class: the variant that reads it may be another, on another CPU.
+cdef object crc32           # hides it from the module's public names, which every engine takes over
+from zlib import crc32
 
 cdef tuple remade(str name, tuple arguments, tuple taken=None):
     """What __reduce__ returns."""
@@ -47,7 +52,7 @@ cdef class Batch:
         return remade(type(self).__name__, (self.data,), self.taken)
 
     def take(self, const int64_t[::1] indices not None, double total):
-        """Fill with these examples; for a batch made by hand (fit fills in compiled code)."""
+        """Fill with these examples; for a batch made by hand (a fit fills its batches in compiled code)."""
         cdef Py_ssize_t i, count = indices.shape[0]
         check_free("take()", self.readers > 0)
         for i in range(count):
@@ -59,7 +64,7 @@ cdef class Batch:
         self.taken = bytes(indices), total
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
-        """Make room for so many examples, so that fill need not allocate; return how many predictions they can give."""
+        """Allocate for so many examples, so that fill need not; return the most predictions that they can give."""
         raise NotImplementedError
 
     cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
@@ -70,9 +75,9 @@ cdef class Batch:
 cdef class TokenData(Data):
     """Token ids, and where the examples lie in them.
 
-    Documents stand end to end: document i is ids[starts[i] : starts[i + 1] + 1], from BOS to BOS, neighbours
-    sharing the BOS between them; it gives starts[i + 1] - starts[i] predictions, or `block_size` where that is less.
-    With starts None the ids are one stream of text, and example i is the window of `block_size` predictions from i on.
+    Documents lie end to end: document i is ids[starts[i] : starts[i + 1] + 1], from BOS to BOS, and neighbours share
+    the BOS between them.  It gives min(starts[i + 1] - starts[i], block_size) predictions.  With starts None the ids
+    are one text, and example i is the window of `block_size` predictions that begins at i.
     """
     cdef const int32_t[::1] ids
     cdef const int64_t[::1] starts
@@ -104,7 +109,7 @@ cdef class TokenData(Data):
             self.longest = max(self.longest, self.length(i))
 
     def in_turn(self, const int64_t[::1] starts not None):
-        """The same ids as documents, which begin at `starts` (and end where the next begins); for evaluation."""
+        """The same ids cut into documents that begin at `starts`; for evaluation."""
         return TokenData(self.ids, starts, self.block_size)
 
     def __reduce__(self):
@@ -122,7 +127,7 @@ cdef class TokenData(Data):
         return total
 
     cdef void fill(self, Tokens *tokens, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
-        """The documents `indices` end to end."""
+        """Write the documents `indices` end to end."""
         cdef Py_ssize_t b, t, n = 0, length
         cdef const int32_t *ids
         cdef double weight
@@ -148,7 +153,7 @@ cdef class TokenData(Data):
 
 
 cdef class TokenBatch(Batch):
-    """A batch of documents of a TokenData, as N positions in a row."""
+    """A batch of documents of a TokenData, end to end, N positions in all."""
 
     def __init__(self, TokenData data not None):
         self.data, self.work = data, Buffer()

@@ -1,5 +1,7 @@
-# The activations: each is its formula on one vec and that of its derivative, for the panels of a transformer and the
-# rows of an MLP alike.
+# The activations: each is a formula on one vec and one for its derivative, which serve the panels of a transformer and
+# the rows of an MLP alike.
+#
+# Uses: declarations, simd, layer.
 
 cdef enum:              # in the order of ACTIVATIONS
     RELU
@@ -9,14 +11,14 @@ ACTIVATIONS = ("relu", "tanh")
 
 
 cdef inline vec activation(int kind, vec x) noexcept nogil:
-    """NaN stays NaN."""
+    """The activation of x; NaN stays NaN."""
     if kind == TANH:
         return v_tanh(x)
     return v_max(v_set(0.0), x)
 
 
 cdef inline vec activation_grad(int kind, vec dy, vec y) noexcept nogil:
-    """dy times the derivative where the activation gave y."""
+    """dy times the derivative, which follows from y, the activation's result."""
     if kind == TANH:
         return v_mul(dy, v_sub(v_set(1.0), v_mul(y, y)))
     return v_where_less(v_set(0.0), y, dy, v_set(0.0))
@@ -34,7 +36,7 @@ cdef void activation_forward(int kind, real *h, Py_ssize_t D) noexcept nogil:
 
 
 cdef void activation_backward(int kind, real *dh, const real *h, Py_ssize_t D) noexcept nogil:
-    """dh (D, PANEL) overwritten with dh times the derivative of the activation that gave h."""
+    """dh (D, PANEL) overwritten with dh times the derivative; h (D, PANEL) is the activation's result."""
     cdef Py_ssize_t d
     for d in range(D):
         v_store(dh + PANEL * d, activation_grad(kind, v_load(dh + PANEL * d), v_load(h + PANEL * d)))
@@ -58,14 +60,14 @@ cdef void add_bias_and_activate(int kind, real *z, Py_ssize_t ld, Py_ssize_t row
 
 cdef void activation_backward_rows(int kind, real *dz, const real *a, Py_ssize_t ld,
                                    Py_ssize_t rows) noexcept nogil:
-    """dz (rows, PANEL) overwritten with dz times the derivative of the activation that gave a (rows, PANEL)."""
+    """dz (rows, PANEL) overwritten with dz times the derivative; a (rows, PANEL) is the activation's result."""
     cdef Py_ssize_t n
     for n in range(rows):
         v_store(dz + n * ld, activation_grad(kind, v_load(dz + n * ld), v_load(a + n * ld)))
 
 
 cdef class Activation(Layer):
-    """y overwrites x, and y's gradient x's: the derivative follows from y."""
+    """y overwrites x, and x's gradient overwrites y's: the derivative follows from y alone."""
     cdef int kind
 
     def __init__(self, Value x not None, str kind not None):

@@ -1,16 +1,17 @@
 # Causal attention over documents packed end to end, on panels.
 #
-# The queries of a panel look at the panels from the one where the first query's document begins up to their
-# own; a mask hides what belongs to another document or comes later.  Scores lie keys downwards and queries side by
-# side, so the softmax needs no sum across lanes, and each of the six products is a register tile that reads
-# the panels as they are.  A lane past the last token sees itself alone, and holds zeros.
+# The queries of a panel attend to the panels from the one in which the first query's document begins up to their own; a
+# mask hides the keys of other documents and later ones.  Scores have keys as rows and queries as lanes, so the softmax
+# needs no sum across lanes, and each of the six products is a register tile that reads the panels as they are.  A lane
+# past the last token attends to itself alone, and holds zeros.
 #
-# One head: q, k and v are its `size` rows of a panel, (size, PANEL); the same rows of the next panel lie `stride`
-# further.
-# p (panels of keys, PANEL keys, PANEL queries) are the weights.
+# The functions compute one head: q, k and v (size, PANEL) are its rows of a panel, and the same rows of the next panel
+# are `stride` values further.  p (panels of keys, PANEL keys, PANEL queries) are the attention weights.
+#
+# Uses: declarations, simd, matmul, layer.
 
 cdef inline Py_ssize_t first_key_panel(const Tokens *b, Py_ssize_t p) noexcept nogil:
-    """The panel in which the document of panel p's first token begins."""
+    """The panel in which the document of the first token of panel p begins."""
     return (PANEL * p - b.positions[PANEL * p]) // PANEL
 
 
@@ -22,7 +23,7 @@ cdef void attention_forward(const Tokens *b, Py_ssize_t panel, const real *q, co
     cdef vec begin, end, at, x, m = hidden, total = v_set(0.0)
     cdef real[PANEL] lower
     cdef real[PANEL] upper
-    for t in range(PANEL):              # lane t sees the keys lower[t]..upper[t], counted from the first panel's
+    for t in range(PANEL):              # lane t attends to the keys lower[t]..upper[t], counted from the first panel's
         n = PANEL * panel + t
         upper[t] = <real>(n - PANEL * first)
         lower[t] = upper[t] - <real>b.positions[n] if n < b.N else upper[t]
@@ -31,7 +32,7 @@ cdef void attention_forward(const Tokens *b, Py_ssize_t panel, const real *q, co
     for s in range(keys):
         fl_tiles(PANEL, PANEL, size, k + (first + s) * stride, 1, PANEL, BLOCK, q, PANEL, 0, p + BLOCK * s, PANEL,
                  False)
-    # The first document's first key may stand inside its panel: nothing looks at those before it.
+    # The first document may begin inside its panel: no query attends to the keys before it.
     start = PANEL * panel - b.positions[PANEL * panel] - PANEL * first
     memset(p, 0, PANEL * start * sizeof(real))
     for s in range(start, PANEL * keys):
@@ -71,8 +72,8 @@ cdef void attention_dkv(const Tokens *b, Py_ssize_t panel, Py_ssize_t panels, co
                         real *dk, real *dv) noexcept nogil:
     """dk and dv (size, PANEL) of the keys of `panel`; v of this panel; q, da, p and sums of panel 0.
 
-    The queries that look at these keys stand in this panel and in those after it, until one begins with a later
-    document.  Here the keys lie side by side, so each block of p is transposed.
+    The queries that attend to these keys are in this panel and in the next ones, until one begins with a later
+    document.  Here the keys are the lanes, so each block of p is transposed.
     """
     cdef Py_ssize_t qp = panel, first, t
     cdef vec scale = v_set(1.0 / sqrt(<double>size)), x
@@ -96,8 +97,8 @@ cdef void attention_cached(const real *q, const real *kv, Py_ssize_t D, Py_ssize
                            real *a) noexcept nogil:
     """a (size, PANEL) of q (size, PANEL), for PANEL documents side by side, all with `keys` positions.
 
-    kv (keys, 2 D, PANEL) holds the keys and, D rows further, the values.  Each lane is a document of its own, so
-    nothing is a matrix product; the sums go in attention_forward's order.
+    kv (keys, 2 D, PANEL) holds the keys and, D rows further, the values.  Each lane is another document, so there is no
+    matrix product; the sums go in the order of attention_forward.
     """
     cdef vec scale = v_set(1.0 / sqrt(<double>size)), m = v_set(-INFINITY), total = v_set(0.0), x
     cdef Py_ssize_t s, d
@@ -123,7 +124,7 @@ cdef void attention_cached(const real *q, const real *kv, Py_ssize_t D, Py_ssize
 
 
 cdef void panel_dot(const real *x, const real *y, Py_ssize_t D, real *sums) noexcept nogil:
-    """sums (PANEL,) of x y over the features of two panels (D, PANEL)."""
+    """sums (PANEL,) of x * y over the features of two panels (D, PANEL)."""
     cdef vec a = v_set(0.0)
     cdef Py_ssize_t d
     for d in range(D):
@@ -132,15 +133,15 @@ cdef void panel_dot(const real *x, const real *y, Py_ssize_t D, real *sums) noex
 
 
 cdef class Attention(Layer):
-    """Of x, whose features are the queries, keys and values of all heads; y has a third of its width."""
+    """x holds the queries, then the keys, then the values of all heads; y has a third of its width."""
     cdef Py_ssize_t heads
     cdef Py_ssize_t size        # features of a head
     cdef Py_ssize_t T
-    cdef Py_ssize_t keys        # panels of keys that a panel of queries may look at
+    cdef Py_ssize_t keys        # panels of keys that a panel of queries attends to at most
     cdef real *p                # (P, heads, keys, PANEL, PANEL) attention weights
-    cdef real *sums             # (P, heads, PANEL) sum of y's gradient times y over a head
-    cdef real *kv               # (T, 2, width, PANEL) keys and values of the documents that are generated
-    cdef real *p_at             # (T, PANEL)
+    cdef real *sums             # (P, heads, PANEL) sum of y's gradient times y over the features of a head
+    cdef real *kv               # (T, 2, width, PANEL) for generation: keys and values of the positions so far
+    cdef real *p_at             # (T, PANEL) for generation: attention weights
 
     def __init__(self, Value x not None, Py_ssize_t heads, Py_ssize_t T):
         self.x, self.y = x, Value(x.width // 3)

@@ -1,6 +1,9 @@
-# Where the tables of a vocabulary are small, their gradients are summed chunk by chunk of tokens, each by the thread
-# that has those tokens in its cache, and the chunks' sums are added in order: reading what the other core has written
-# costs more than that.  The cut depends on the batch alone, so the bits do not depend on the threads.
+# The gradients of small token and position tables and of a small lm_head.  They are summed over chunks of tokens, each
+# chunk by the thread that has those tokens in its cache, and then the chunks' sums are added in order: reading what
+# another core has just written would cost more.  The cut depends on the batch alone, so the bits do not depend on the
+# number of threads.
+#
+# Uses: declarations, logits.
 
 cdef enum:
     CHUNK_TOKENS = 128
@@ -13,8 +16,8 @@ cdef struct Chunks:
 
 
 cdef Py_ssize_t chunks_of(Py_ssize_t N, Py_ssize_t rows) noexcept nogil:
-    """Into how many chunks N tokens are cut where token and position table have so many rows together: a power of two,
-    for threads to share evenly."""
+    """How many chunks N tokens are cut into, if the token and the position table have so many rows together: a power of
+    two, which threads share evenly."""
     cdef Py_ssize_t chunks = 1
     if rows <= V_TILE:
         while chunks < MAX_CHUNKS and 2 * chunks * CHUNK_TOKENS <= N:
@@ -28,7 +31,7 @@ cdef void lay_out_chunks(Chunks *c, Arena *arena, Py_ssize_t N, Py_ssize_t rows,
 
 
 cdef inline real *chunk_grad(const Chunks *c, real *grad, Py_ssize_t chunk) noexcept nogil:
-    """Where a chunk is summed: the first in the gradient itself."""
+    """Where a chunk's sums go: the first chunk's into the gradient itself."""
     return grad if chunk == 0 else c.sums + (chunk - 1) * c.size
 
 

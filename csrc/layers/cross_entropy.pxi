@@ -1,18 +1,25 @@
-# Softmax cross-entropy on panels: PANEL tokens side by side, the vocabulary downwards.
+# Softmax cross-entropy on panels: tokens are lanes, the ids of the vocabulary are rows.
 #
-# The loss of a token is log(sum_v exp(l_v)) - l_target, in nats.  With m the largest logit, c how many equal it and
-# r = sum over the others of exp(l_v - m), it is (m - l_target) + log1p((c - 1) + r): where the model is confident
-# the sum of the others is tiny, and adding it to 1 first would lose it.  The gradient
-# p_target - 1 is likewise taken from what the others add up to, not by cancellation.
+# The loss of a token is log(sum_v exp(l_v)) - l_target, in nats.  With m the largest logit, c the number of logits that
+# equal it and r = sum over the others of exp(l_v - m), it is (m - l_target) + log1p((c - 1) + r): where the model is
+# confident r is tiny, and adding it to 1 would lose it.  The gradient at the target, p_target - 1, is computed as minus
+# the sum of the other probabilities, for the same reason.
 #
-# A large vocabulary comes in tiles, so the sums are kept in a state that further rows extend (an online
-# softmax: what was summed so far is rescaled when a larger logit comes).
+# A large vocabulary comes in tiles, so the sums are a state that further rows extend (an online softmax: when a larger
+# logit comes, the sum so far is rescaled).
+#
+# Uses: declarations, simd, matmul.
+
+# Exponentials are summed in blocks of so many rows, so that rounding errors grow with the number of blocks, not with V.
+cdef enum:
+    SUM_ROWS = 64
+
 
 cdef struct Softmax:
-    real[PANEL] max       # m, the largest logit so far
-    real[PANEL] count     # c
-    real[PANEL] rest      # r
-    real[PANEL] target    # the target's logit
+    real[PANEL] max         # m, the largest logit so far
+    real[PANEL] count       # c
+    real[PANEL] rest        # r
+    real[PANEL] target      # the target's logit
 
 
 cdef void softmax_start(Softmax *s) noexcept nogil:
@@ -22,12 +29,8 @@ cdef void softmax_start(Softmax *s) noexcept nogil:
 
 cdef void softmax_add(real *logits, Py_ssize_t rows, Py_ssize_t v, const int64_t *targets, Py_ssize_t tokens,
                       Softmax *s) noexcept nogil:
-    """Extend the state by logits (rows, PANEL), the vocabulary's ids from v on.
-
-    logits is overwritten with exp(logits - max).  Sums go in blocks of 64, so that rounding grows with
-    the square root of the number of blocks and not of V.
-    """
-    cdef Py_ssize_t i, block, t
+    """Extend the state by logits (rows, PANEL), those of the ids from v on, overwritten with exp(logits - max)."""
+    cdef Py_ssize_t i, block, first, t
     cdef vec old = v_load(s.max), m = old
     cdef vec one = v_set(1.0), zero = v_set(0.0)
     cdef vec x, e, count, rest, block_rest
@@ -41,9 +44,10 @@ cdef void softmax_add(real *logits, Py_ssize_t rows, Py_ssize_t v, const int64_t
     if v > 0:
         rest = v_where_equal(old, m, rest, v_mul(v_add(count, rest), v_exp(v_sub(old, m))))
         count = v_where_equal(old, m, count, zero)
-    for block in range(0, rows, 64):
+    for block in range(tiles(rows, SUM_ROWS)):
+        first = block * SUM_ROWS
         block_rest = zero
-        for i in range(block, min(block + 64, rows)):
+        for i in range(first, min(first + SUM_ROWS, rows)):
             x = v_load(logits + PANEL * i)
             e = v_where_equal(x, m, one, v_exp(v_sub(x, m)))
             v_store(logits + PANEL * i, e)
@@ -65,7 +69,7 @@ cdef void softmax_exp(real *logits, Py_ssize_t rows, const Softmax *s) noexcept 
 
 
 cdef void softmax_losses(const Softmax *s, Py_ssize_t tokens, double *losses) noexcept nogil:
-    """losses (tokens,) of a panel whose rows have all been added; not finite where a logit forbids it."""
+    """losses (tokens,) of a panel, after all its rows; not finite where the logits give no finite loss."""
     cdef Py_ssize_t t
     for t in range(tokens):
         losses[t] = (s.max[t] - s.target[t]) + log1p((s.count[t] - 1.0) + s.rest[t])
@@ -73,10 +77,8 @@ cdef void softmax_losses(const Softmax *s, Py_ssize_t tokens, double *losses) no
 
 cdef void softmax_grad(real *e, Py_ssize_t rows, Py_ssize_t v, const int64_t *targets, const double *weights,
                        Py_ssize_t tokens, const Softmax *s) noexcept nogil:
-    """e (rows, PANEL) = exp(logits - max), overwritten with weights[t] d loss[t] / d logits[t].
-
-    That is weights (softmax - one-hot).
-    """
+    """e (rows, PANEL) = exp(logits - max), overwritten with the gradient of the weighted losses with respect to the
+    logits, weights[t] (softmax - one_hot(targets[t]))."""
     cdef Py_ssize_t i, t
     cdef double total, others
     cdef real[PANEL] scale

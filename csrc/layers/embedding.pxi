@@ -1,8 +1,10 @@
 # Token plus position embedding: x[n] = wte[inputs[n]] + wpe[positions[n]].
+#
+# Uses: declarations, matmul, layer, logits, chunks.
 
 cdef void embed(const int64_t *inputs, const int64_t *positions, Py_ssize_t N, Py_ssize_t D,
                 const real *wte, const real *wpe, real *x, Py_ssize_t ldx) noexcept nogil:
-    """x (N, ldx) row by row: one row of wte (V, D) plus one of wpe (T, D) for each token."""
+    """x (N, ldx): for each token, one row of wte (V, D) plus one of wpe (T, D)."""
     cdef Py_ssize_t n, d
     cdef const real *token
     cdef const real *position
@@ -17,7 +19,7 @@ cdef void embed(const int64_t *inputs, const int64_t *positions, Py_ssize_t N, P
 
 cdef void scatter(const int64_t *ids, Py_ssize_t N, Py_ssize_t D, const real *dx, Py_ssize_t ldx,
                   real *dtable) noexcept nogil:
-    """dtable[ids[n]] += dx[n], n in order: an id that occurs twice adds up."""
+    """dtable[ids[n]] += dx[n] for n in order; an id may occur more than once."""
     cdef Py_ssize_t n, d
     cdef const real *row
     cdef real *out
@@ -29,7 +31,7 @@ cdef void scatter(const int64_t *ids, Py_ssize_t N, Py_ssize_t D, const real *dx
 
 
 cdef class Embedding(Layer):
-    """Its weights are wte (V, D) and wpe (T, D), which are neighbours in the buffers."""
+    """Its weights are wte (V, D) and, right after it in the flat buffers, wpe (T, D)."""
     cdef Py_ssize_t V, T
     cdef const real *wte
     cdef const real *wpe
@@ -67,9 +69,9 @@ cdef class Embedding(Layer):
             panels_to_rows(b, first, n, self.y.width, self.y.grad, self.y.drows, self.y.ld)
 
     cdef void scatter(self, const Tokens *b, bint add) noexcept nogil:
-        """Add y's gradient to the rows of both tables that the tokens came from."""
+        """The gradient of both tables: each token's is added to the rows that it was made from."""
         cdef Py_ssize_t size = (self.V + self.T) * self.y.width, chunks = chunks_of(b.N, self.V + self.T), c
-        cdef int threads = <int>min(head_threads(b.N, self.V, self.y.width), chunks)
+        cdef int threads = <int>min(logits_threads(b.N, self.V, self.y.width), chunks)
         if not add:
             memset(self.dwte, 0, size * sizeof(real))
         memset(self.chunks.sums, 0, (chunks - 1) * size * sizeof(real))

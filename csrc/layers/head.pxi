@@ -1,32 +1,30 @@
-# The head of a language model: the vocabulary's logits, their softmax, and the losses.
+# The head of a language model: the logits of the vocabulary, their softmax, and the losses.
+#
+# Uses: declarations, matmul, layer, logits, cross_entropy, chunks, linear.
 
-# Up to this vocabulary the logits are kept from forward to backward; beyond, backward computes each tile again,
-# a third more arithmetic for memory that does not grow with V.
+# Up to this size of the vocabulary the logits are kept from forward to backward.  Beyond it backward computes them
+# again, tile by tile: a third more arithmetic, but memory that does not grow with V.
 cdef enum:
     KEEP_LOGITS = 2048
-
-
-cdef inline int head_threads(Py_ssize_t N, Py_ssize_t V, Py_ssize_t D) noexcept nogil:
-    """Threads for the two products of one tile's backward."""
-    return threads_in_pass(4 * N * min(V, V_TILE) * D)
 
 
 cdef class Head(Layer):
     """logits (N, V) = x lm_head^T, and the loss of each token.
 
-    It reads x in rows as well, and leaves x's gradient in rows, and in panels where x's maker expects them.
+    It reads x both in panels and in rows.  It writes x's gradient in rows, and also in panels unless the layer that
+    makes x works in rows.
     """
     cdef Py_ssize_t V
-    cdef Py_ssize_t tables              # rows of the token and the position table; see chunks.pxi
-    cdef Py_ssize_t held                # rows of logits held a panel: V, or V_TILE where they are not kept
+    cdef Py_ssize_t tables              # rows of the token and the position table together (chunks.pxi)
+    cdef Py_ssize_t held                # logits of a token in memory: V, or V_TILE where they are not kept
     cdef const real *lm_head
     cdef real *dlm_head
     cdef Chunks chunks
     cdef double *losses                 # (N,)
-    cdef real *logits                   # (P, held, PANEL) logits, then exp, then dlogits
-    cdef real *padded_rows              # (V_TILE, ld) a tile of lm_head with padded rows
+    cdef real *logits                   # (P, held, PANEL) logits, then their exp, then dlogits
+    cdef real *padded_rows              # (V_TILE, ld) one tile of lm_head with padded rows
     cdef Softmax *softmax               # (P,)
-    cdef real *logits_at                # (V, PANEL) of the position that is generated
+    cdef real *logits_at                # (V, PANEL) for generation
 
     def __init__(self, Value x, Py_ssize_t V, Py_ssize_t T):
         self.x, self.V, self.tables = x, V, V + T
@@ -53,7 +51,7 @@ cdef class Head(Layer):
         self.logits_at = take_values(arena, PANEL, self.V)
 
     cdef void forward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
-        """Logits, softmax and losses, one tile of the vocabulary after the other."""
+        """Logits, softmax and losses, one tile of the vocabulary after another."""
         cdef Py_ssize_t D = self.x.width, v, v_tile, p, t, tokens, rows
         cdef bint kept = self.held == self.V
         cdef real *logits
@@ -77,9 +75,9 @@ cdef class Head(Layer):
                     softmax_losses(&self.softmax[p], tokens, self.losses + t)
 
     cdef void backward_all(self, const Tokens *b, bint add) noexcept nogil:
-        """x's gradient for all panels, and that of lm_head."""
+        """The gradient of x, for all panels, and that of lm_head."""
         cdef Py_ssize_t P = tiles(b.N, PANEL), D = self.x.width, v, v_tile, rows
-        cdef int threads = head_threads(b.N, self.V, D), i
+        cdef int threads = logits_threads(b.N, self.V, D), i
         if self.tables <= V_TILE:
             self.backward_chunks(b, add, threads)
             return
@@ -115,7 +113,7 @@ cdef class Head(Layer):
                   self.x.width, chunk_grad(&self.chunks, self.dlm_head, c), add and c == 0)
 
     cdef void backward_panels(self, const Tokens *b, Py_ssize_t v, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-        """dlogits of the tile from v on, and what it adds to x's gradient."""
+        """dlogits of the tile that begins at row v, and what it adds to x's gradient."""
         cdef Py_ssize_t D = self.x.width, ld = self.x.ld, p, t, tokens, rows = min(self.V - v, V_TILE)
         cdef bint kept = self.held == self.V
         cdef real *logits
@@ -133,7 +131,7 @@ cdef class Head(Layer):
 
     cdef void backward_rows(self, const Tokens *b, Py_ssize_t v, Py_ssize_t first, Py_ssize_t last,
                             bint add) noexcept nogil:
-        """The gradient of rows v + first .. v + last of lm_head, over all tokens in order."""
+        """The gradient of the rows v + first .. v + last of lm_head, summed over all tokens in order."""
         cdef Py_ssize_t row = v + first if self.held == self.V else first
         logits_dw(self.logits + PANEL * row, PANEL * self.held, last - first, b.N, self.x.rows, self.x.ld, self.x.width,
                   self.dlm_head + (v + first) * self.x.width, add)
@@ -142,7 +140,7 @@ cdef class Head(Layer):
         linear_forward(self.lm_head, self.V, self.x.width, self.x.position, self.logits_at, 1, False, True)
 
     cdef void write_logits(self, const Tokens *b, real *out) noexcept nogil:
-        """out (N, V): logits of the last forward, computed again."""
+        """out (N, V): the logits of the last forward, computed again."""
         cdef Py_ssize_t D = self.x.width, V = self.V, v, v_tile, p, t, rows
         for p in range(tiles(b.N, PANEL)):
             t = PANEL * p

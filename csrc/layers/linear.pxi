@@ -1,21 +1,23 @@
-# Linear layers on panels: y (out, PANEL) = W (out, in) x (in, PANEL) for each panel, the gradient of x, and that of W.
+# Linear layers on panels: y (out, PANEL) = W (out, D) x (D, PANEL) for each panel, the gradient of x, and that of W.
 #
-# A weight matrix of a wide model is larger than the cache, so each loop reads a block of it once for all the panels
-# at hand.  With few panels the rows are what the threads share.
+# The weights of a wide model are larger than the cache, so each loop reads a block of them once for all its panels.
+# With few panels the threads share the rows of W instead.
+#
+# Uses: declarations, simd, matmul, layer.
 
-# Rows of W at a time in linear_forward, so that with 256 columns they are 64 KiB of L2 while the panels go past.
-# Tokens at a time in linear_dw: their strips of x stay in L2 while W goes past.
 cdef enum:
+    # linear_forward, rows of W at a time: with 256 columns 64 KiB, which stay in the L2 cache while x is read.
     FORWARD_ROWS = 32
+    # linear_dw, tokens at a time: their strips of x stay in the L2 cache while dW is written.
     DW_TOKENS = 128
-
-# What is cut for threads or into blocks is cut into whole tiles: this is a multiple of every FL_ROWS.
-cdef enum:
+    # linear_dx without packing reads W down its columns.  Where a row is longer than this many values, only so many
+    # rows at a time: they would evict one another from the L1 cache.
+    DX_WIDTH = 128
+    DX_ROWS = 16
+    # Rows are cut for threads and into blocks at multiples of this, which is one of every FL_ROWS: in whole tiles.
     ROWS = 24
-
-# Where packing pays (pack_columns): narrow weights lie in the L1 cache as they are, and of few tokens each reads a
-# weight too seldom.
-cdef enum:
+    # pack_columns is worth its time from this width of W on (narrower ones stay in the L1 cache as they are), and for
+    # more tokens than this (fewer do not read a weight often enough).
     PACK_WIDTH = 64
     PACK_TOKENS = 24
 
@@ -55,8 +57,7 @@ cdef void linear_dx(const real *W, const real *packed, Py_ssize_t out, Py_ssize_
 
 cdef void linear_dx_columns(const real *W, const real *packed, Py_ssize_t out, Py_ssize_t first, Py_ssize_t last,
                             Py_ssize_t D, const real *dy, real *dx, Py_ssize_t panels) noexcept nogil:
-    # W as it is gets read down its columns: where a row is long, few rows at a time, or they evict each other.
-    cdef Py_ssize_t rows = K_BLOCK if D <= 128 else 16, block, i_block, i_tile, i, k, p
+    cdef Py_ssize_t rows = K_BLOCK if D <= DX_WIDTH else DX_ROWS, block, i_block, i_tile, i, k, p
     if packed == NULL:
         for block in range(tiles(out, rows)):
             k = block * rows
@@ -75,14 +76,14 @@ cdef void linear_dx_columns(const real *W, const real *packed, Py_ssize_t out, P
 
 cdef void pack_columns(const real *W, Py_ssize_t out, Py_ssize_t D, Py_ssize_t first, Py_ssize_t last,
                        real *packed) noexcept nogil:
-    """W (out, D) in strips of a tile's columns, (columns first..last / FL_ROWS, out, FL_ROWS), for linear_dx to read
-    in the order of memory.  It costs about as much as two or three panels win."""
+    """The columns first..last of W (out, D) in strips of FL_ROWS columns, packed (D / FL_ROWS, out, FL_ROWS), which
+    linear_dx reads in the order of memory.  It takes as long as it saves for two or three panels."""
     cdef Py_ssize_t i_tile, i, k, rows
     for i_tile in range(tiles(last - first, FL_ROWS)):
         i = first + i_tile * FL_ROWS
         rows = min(last - i, FL_ROWS)
         for k in range(out):
-            if rows == FL_ROWS:         # a constant size is a plain vector move
+            if rows == FL_ROWS:         # a constant size compiles to a vector move
                 memcpy(packed + i * out + k * FL_ROWS, W + k * D + i, FL_ROWS * sizeof(real))
             else:
                 memcpy(packed + i * out + k * FL_ROWS, W + k * D + i, rows * sizeof(real))
@@ -97,8 +98,8 @@ cdef void linear_dw(const real *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize_t
                     const real *x, Py_ssize_t stride, Py_ssize_t D, real *dW, bint add) noexcept nogil:
     """Rows first..last of dW (out, D) = dy^T x over N tokens in order, or += where `add`; dy in panels, x in strips.
 
-    dW is walked row by row, so that a large one streams through the cache once.  The panels' rows for a tile are
-    first copied together: where they lie apart by a power of two they would evict each other.
+    dW is written row by row, so that a large one goes through the cache once.  The rows of dy for a tile are first
+    copied next to one another: at a distance of a power of two they would evict one another.
     """
     cdef Py_ssize_t block, i_tile, i, n, p, r, rows, tokens, panel, whole = D // PANEL * PANEL
     cdef real[DW_TOKENS * FL_ROWS] together
@@ -124,16 +125,17 @@ cdef void linear_dw(const real *dy, Py_ssize_t out, Py_ssize_t first, Py_ssize_t
 
 
 cdef class Linear(Layer):
-    """y = W x, or with `into` a sum: y = into + W x, in the panels of `into`.  W has `out` rows for each of its names,
-    whose tensors are neighbours in the buffers.
+    """y = W x; or with `into`, a residual connection: y = into + W x, which overwrites the panels of `into`.
+
+    W is one tensor for each of its names, (out, D) each, one right after another in the flat buffers.
     """
     cdef tuple names
-    cdef Py_ssize_t out         # features of y
+    cdef Py_ssize_t out         # features of y, of all names together
     cdef Py_ssize_t D           # features of x
     cdef const real *W          # (out, D)
     cdef real *dW
-    cdef real *strips           # (D / PANEL, N, PANEL) x once more, as linear_dw reads it in the order of memory
-    cdef Py_ssize_t stride      # of a strip
+    cdef real *strips           # (D / PANEL, N, PANEL) a copy of x that linear_dw reads in the order of memory
+    cdef Py_ssize_t stride      # from one strip to the next
     cdef real *packed           # what pack_columns makes of W
 
     def __init__(self, Value x not None, Py_ssize_t out, tuple names not None, Value into=None):
@@ -142,7 +144,7 @@ cdef class Linear(Layer):
         self.work = self.out * self.D
         if into is not None:
             if into.width != self.out:
-                raise ValueError(f"{self.out} features are added to {into.width}")
+                raise ValueError(f"{self.out} features cannot be added to {into.width}")
             self.y.panels_of, into.sum = into, self.y
 
     cdef dict tensors(self):

@@ -1,8 +1,15 @@
-# Logits and their backward: logits (N, V) = x (N, D) lm_head (V, D)^T.
+# Logits, forward and backward: logits (N, V) = x (N, D) lm_head (V, D)^T.
+#
+# Uses: declarations, matmul.
 
-# Rows of lm_head worked on at a time; with D = 256 they take half of a 512 KiB L2 cache.
+# Rows of lm_head at a time; with D = 256 they take half of an L2 cache of 512 KiB.
 cdef enum:
     V_TILE = 128
+
+
+cdef inline int logits_threads(Py_ssize_t N, Py_ssize_t V, Py_ssize_t D) noexcept nogil:
+    """Threads for the backward of one tile of the vocabulary: two products, two operations to a term."""
+    return threads_in_pass(4 * N * min(V, V_TILE) * D)
 
 
 cdef inline void logits_tile(const real *x_panel, const real *lm_head, Py_ssize_t rows, Py_ssize_t D,
@@ -41,7 +48,7 @@ cdef void logits_rows(Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const real *x, c
 cdef void logits_rows_grad(Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const real *x, const real *lm_head,
                            const real *dlogits, real *dx, real *dlm_head, real *x_rows, real *weight,
                            real *tile) noexcept nogil:
-    """dx (N, D) of dlogits (N, V), and what they add to dlm_head (V, D).
+    """dx (N, D) = dlogits (N, V) lm_head (V, D), and dlm_head += dlogits^T x.
 
     Scratch, with ld = padded(D): x_rows (N, ld), weight (V_TILE, ld) and tile (N / PANEL, V_TILE, PANEL).
     """

@@ -1,4 +1,6 @@
 # RMSNorm without a learned scale: y = x s, s = 1 / sqrt(mean(x^2) + eps), the mean over the features of a token.
+#
+# Uses: declarations, simd, layer.
 
 cdef double RMSNORM_EPS = 1e-5
 
@@ -7,7 +9,7 @@ cdef void rmsnorm_forward(const real *x, Py_ssize_t D, real *y, real *scale) noe
     """y (D, PANEL) and scale (PANEL,) of x (D, PANEL); y may be x."""
     cdef vec a = v_set(0.0), b = a, s, x0, x1
     cdef Py_ssize_t d = 0, t
-    while d + 2 <= D:                   # two running sums: one would wait for the latency of FMA
+    while d + 2 <= D:                   # two sums, since each FMA of a single one would wait for the one before
         x0 = v_load(x + PANEL * d)
         x1 = v_load(x + PANEL * (d + 1))
         a = v_fma(x0, x0, a)
@@ -44,7 +46,7 @@ cdef void rmsnorm_backward(const real *dy, const real *y, const real *scale, Py_
 
 cdef class RMSNorm(Layer):
     cdef real *scale            # (P, PANEL)
-    cdef real *kept             # (P, width, PANEL) y, or a copy of it where a sum overwrites y's panels
+    cdef real *kept             # (P, width, PANEL) y, or a copy of it where a residual sum overwrites y's panels
 
     def __init__(self, Value x not None):
         self.x, self.y = x, Value(x.width)

@@ -1,4 +1,6 @@
 # The bigram-level model: logits = (wte[token] + wpe[position]) lm_head^T.
+#
+# Uses: head, embedding, language.
 
 cdef class Bigram(Blocks):
     def __init__(self, params, grads, Py_ssize_t V, Py_ssize_t D, Py_ssize_t T):

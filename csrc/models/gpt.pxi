@@ -3,6 +3,8 @@
 #     x = rmsnorm(wte[token] + wpe[position])
 #     in each block:  x = x + wo attention(rmsnorm(x));  x = x + fc2 relu(fc1 rmsnorm(x))
 #     logits = lm_head x
+#
+# Uses: layer, linear, rmsnorm, activation, attention, head, embedding, language.
 
 cdef class GPT(Blocks):
     def __init__(self, params, grads, Py_ssize_t V, Py_ssize_t D, Py_ssize_t T, Py_ssize_t n_layer, Py_ssize_t n_head):

@@ -1,10 +1,14 @@
-# The language models: layers, and the schedule that runs them.
+# The language models: blocks of layers, and the schedule that runs them.
 #
-# A pass is a few phases.  Within one, each group of panels goes through several layers end to end, on one thread; a
-# layer that reads other panels (attention) begins a phase.  The gradients of the weights, sums over all tokens, come in
-# phases of their own, cut by rows.  With too few panels to share, the threads share the rows of each product instead.
+# A pass consists of phases.  In a phase, each group of panels goes through several layers in a row, on one thread; a
+# layer that reads other panels (attention) begins a new phase.  The gradients of the weights, which are sums over all
+# tokens, are phases of their own, in which the threads share the rows.  Where there are too few panels to share, the
+# threads share the rows of each matrix product instead.
+#
+# Uses: declarations, simd, matmul, layer, linear, head, embedding.
 
-# Panels worked on at a time: enough to read a large weight matrix seldom, few enough to stay in the L2 cache.
+# Panels that go through the layers together: enough to read a large weight matrix seldom, few enough to stay in the L2
+# cache.
 cdef enum:
     GROUP = 4
 
@@ -12,16 +16,16 @@ cdef enum:
 cdef class Blocks(LanguageModel):
     """An embedding, layers and a head.
 
-    The layers come in blocks, each of which ends as the first one does: backward goes through one block, sums the
+    The layers come in blocks, whose last layers are of the same kinds: backward goes through one block, sums the
     gradients of its weights, and goes on to the block before, which uses the same workspace.
     """
-    cdef list kept              # of the layers, so that they outlive the pointers
+    cdef list kept              # the layers, kept alive for the pointers
     cdef Buffer table
     cdef void **layers          # (ends[n_blocks - 1],)
     cdef Py_ssize_t *ends       # (n_blocks,) one past each block's last layer
     cdef Py_ssize_t n_blocks
-    cdef Py_ssize_t work        # multiply-adds of a block for one token
-    cdef Py_ssize_t least       # panels that a thread takes at least
+    cdef Py_ssize_t work        # multiply-adds of forward through one block for one token
+    cdef Py_ssize_t least       # the fewest panels for a thread
     cdef Embedding embedding    # the first layer
     cdef Head head
     cdef Tokens *tokens         # the bound batch
@@ -29,7 +33,7 @@ cdef class Blocks(LanguageModel):
 
     @staticmethod
     def tensors_of(list blocks not None, Head head not None):
-        """Name and shape of each tensor, in the order of the buffers."""
+        """The shape of each tensor by name, in the order of the flat buffers."""
         cdef dict tensors = {}
         cdef Layer layer
         for block in blocks:
@@ -87,7 +91,8 @@ cdef class Blocks(LanguageModel):
         for block in range(1, self.n_blocks):
             for i in range(self.ends[block - 1], self.ends[block]):
                 (<Layer>self.layers[i]).lay_out_backward_as(<Layer>self.layers[self.ends[0] - (self.ends[block] - i)])
-            # A block reads one block's gradient and writes another's: neighbours need different places.
+            # Backward of a block reads the gradient of its end and writes that of the end of the block before, so the
+            # two are in different memory.
             if block == 1:
                 (<Layer>self.layers[self.ends[1] - 1]).y.lay_out_grad(arena, N)
             elif block % 2:
@@ -122,7 +127,7 @@ cdef class Blocks(LanguageModel):
         self.embedding.scatter(self.tokens, self.add)
 
     cdef void phase(self, bint forward, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-        """The layers first .. last, the panels shared among threads where there are enough of them."""
+        """The layers first .. last; the threads share the panels where there are enough of them."""
         cdef Py_ssize_t P = tiles(self.tokens.N, PANEL), work = self.work if self.work else 2 * self.head.work
         cdef int threads = <int>min(threads_in_pass(PANEL * P * work), P // self.least), i
         if threads <= 1:
@@ -133,7 +138,7 @@ cdef class Blocks(LanguageModel):
 
     cdef void panels(self, bint forward, Py_ssize_t first, Py_ssize_t last, Py_ssize_t begin, Py_ssize_t end,
                      bint parallel) noexcept nogil:
-        """The layers first .. last for the panels begin .. end; `parallel`: products may use several threads."""
+        """The layers first .. last for the panels begin .. end; with `parallel`, layers may use several threads."""
         cdef Py_ssize_t group, p, n, i
         for group in range(tiles(end - begin, GROUP)):
             p = begin + group * GROUP
@@ -150,12 +155,12 @@ cdef class Blocks(LanguageModel):
             self.head.forward(self.tokens, begin, end - begin, False)
 
     cdef void weights(self, bint pack, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-        """Of the layers first .. last: pack the weights before a block's backward, or sum their gradients after it."""
+        """For the layers first .. last: pack the weights before a block's backward, or sum their gradients after it."""
         cdef Py_ssize_t N = self.tokens.N, work = 2 * self.work if pack else 2 * N * self.work
         cdef int threads, i
         if pack and N <= PACK_TOKENS:
             return
-        # Awake from the phases before, if those shared the panels.
+        # The threads are still awake if the phases before shared the panels.
         threads = threads_in_pass(work) if not pack and N > PANEL * (2 * GROUP - 1) else threads_for(work)
         if threads == 1:
             self.weights_part(pack, first, last, 0, 1)

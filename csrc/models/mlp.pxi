@@ -1,22 +1,25 @@
-# Linear layers with ReLU or tanh between them, over plain arrays; without a hidden layer, linear or softmax regression.
+# The MLP: linear layers with ReLU or tanh between them, over plain arrays; without a hidden layer, linear or softmax
+# regression.
 #
 # Examples stay in rows, x[example][feature], from the input to the loss and back: the bias, the activation and its
-# derivative then run along memory, and no activation is ever transposed.  What is transposed, once a step, is
-# the weights, into panels of eight outputs: weight[panel][input][output], the layout that the matrix product reads
-# straight through.  The strides are padded to whole panels, so a width of 45 costs what 48 does.
+# derivative then run along memory, and no activation is transposed.  The weights are, once a step, into panels of PANEL
+# outputs, weight[panel][input][output], which the matrix product reads in the order of memory.  Strides are padded to
+# whole panels, so a width that is no multiple of PANEL costs as much as the next one.
+#
+# Uses: declarations, simd, matmul, cross_entropy, activation.
 
 cdef struct Dense:
     Py_ssize_t n_in
     Py_ssize_t n_out
     Py_ssize_t ld           # stride of z and dz
-    const real *weight    # (n_out, n_in)
-    const real *bias      # (n_out,)
+    const real *weight      # (n_out, n_in)
+    const real *bias        # (n_out,)
     real *dweight
     real *dbias
-    real *panels          # (ceil(n_out / PANEL), n_in + 1, PANEL) the weights transposed, in the last row the bias
-    real *weight_rows     # (n_out, padded(n_in)) the weights with padded rows
-    real *z               # (N, ld) what comes out, after the activation
-    real *dz              # (N, ld) the gradient of what comes out, before the activation
+    real *panels            # (ceil(n_out / PANEL), n_in + 1, PANEL) the weights transposed, the bias as the last row
+    real *weight_rows       # (n_out, padded(n_in)) the weights with padded rows
+    real *z                 # (N, ld) the outputs, after the activation
+    real *dz                # (N, ld) the gradient of the outputs before the activation
 
 
 cdef void squared_error(const real *z, Py_ssize_t ld, const real *targets, Py_ssize_t rows, Py_ssize_t n_out,
@@ -34,12 +37,12 @@ cdef void squared_error(const real *z, Py_ssize_t ld, const real *targets, Py_ss
 
 
 cdef class MLP(ArrayModel):
-    cdef readonly Py_ssize_t depth      # layers, hidden ones and the last
+    cdef readonly Py_ssize_t depth      # linear layers
     cdef int activation                 # between the layers
     cdef bint cross_entropy
     cdef Buffer layer_memory
     cdef Dense *layers                  # (depth,)
-    cdef real *exp                    # (P, n_out, PANEL) with cross-entropy: logits, then exp, then dlogits
+    cdef real *exp                      # (P, n_out, PANEL) with cross-entropy: logits, then their exp, then dlogits
     cdef Softmax *softmax               # (P,)
     cdef Rows *rows                     # the bound batch
 
@@ -112,7 +115,7 @@ cdef class MLP(ArrayModel):
             memcpy(out + n * self.n_out, last.z + n * last.ld, self.n_out * sizeof(real))
 
     cdef Py_ssize_t work_for(self, Py_ssize_t rows) noexcept nogil:
-        """Floating-point operations of one pass over so many rows."""
+        """Floating-point operations of forward for so many rows."""
         cdef Py_ssize_t i, work = 0
         for i in range(self.depth):
             work += 2 * self.layers[i].n_out * self.layers[i].n_in
@@ -136,7 +139,7 @@ cdef class MLP(ArrayModel):
             self.forward_rows(share(N, t, threads, PANEL), share(N, t + 1, threads, PANEL), score)
 
     cdef void lay_out_weights(self, int part, int parts) noexcept nogil:
-        """The weights as the two passes read them, for one part of each layer's outputs."""
+        """Copy the weights as forward and backward read them, for one part of each layer's outputs."""
         cdef Py_ssize_t i, p, j, first, last, n_in, outputs
         cdef Dense *layer
         cdef real *panel
@@ -232,7 +235,7 @@ cdef class MLP(ArrayModel):
                 activation_backward_rows(self.activation, dz, before.z + first * before.ld + j, before.ld, last - first)
 
     cdef void backward_weights(self, int part, int parts) noexcept nogil:
-        """What all rows, in order, add to the gradient of one part of each layer's outputs."""
+        """The gradients of the weights of one part of each layer's outputs, summed over all rows in order."""
         cdef const real *a = self.rows.x
         cdef real one = 1.0
         cdef Py_ssize_t lda = self.rows.ld, N = self.rows.N, i, first, last

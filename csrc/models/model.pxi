@@ -1,11 +1,16 @@
-# What every model offers the loop.
+# What every model offers the training loop: the abstract models, and the gate that lets in one run at a time.
+#
+# Uses: declarations, threads.
+
+cdef object get_ident       # hides it from the module's public names, which every engine takes over
+from _thread import get_ident
 
 cdef class Gate:
-    """Who is at work on a model: one run at a time.  The loops of all its trainers look before each move."""
+    """Which run is at work on a model: one at a time.  The loops of all its trainers check it before each move."""
     cdef readonly object run        # (what, Python thread), or None
 
     def close(self, str what not None):
-        """Enter a run, and return True; False where the caller's thread is in lr_find, which the run is a part of.
+        """Begin a run, and return True; False where the calling thread is in lr_find, of which the run is a part.
 
         Raises OrderError where another run is at work.
         """
@@ -27,7 +32,7 @@ cdef class Gate:
             refuse(what, f"{self.run[0]} is running on this model")
 
     def check_whole(self, str what not None):
-        """Raise OrderError where a run is at work in another thread: between two steps it is not seen from there."""
+        """Raise OrderError where a run is at work in another thread."""
         if self.run is not None and self.run[1] != get_ident():
             refuse(what, f"{self.run[0]} is running on this model in another thread")
 
@@ -35,8 +40,8 @@ cdef class Gate:
 cdef class Alone:
     """A context in which one run has a model to itself.
 
-    Compiled, since the handler of a signal, which may raise, is called between any two lines of Python: there is none
-    between closing the gate and entering the context.
+    It is compiled because a signal's handler, which may raise, can be called between any two lines of Python: here
+    none can come between closing the gate and entering the context.
     """
     cdef Gate gate
     cdef str what
@@ -59,8 +64,8 @@ cdef class Alone:
 cdef class Model:
     """Parameters and gradients as flat buffers, and the two passes over them.
 
-    A subclass says in `tensors`, a static method, the names and shapes of its tensors in the order of the buffers, and
-    points into these by `places`; forward leaves in the workspace what backward needs.
+    The static method `tensors` of a subclass returns the shapes of its tensors by name, in the order of the buffers;
+    `places` then says where each begins.  forward saves in the workspace what backward needs.
     """
 
     def __init__(self, Kernels kernels not None, const double[::1] params not None, double[::1] grads not None):
@@ -78,7 +83,7 @@ cdef class Model:
         return not_copied(self)
 
     cdef dict places(self, dict tensors):
-        """Where each tensor begins in the flat buffers, of a dict of name -> shape in their order."""
+        """Where each tensor begins in the flat buffers, by name; tensors: their shapes by name, in order."""
         cdef dict places = {}
         at = 0
         for name, shape in tensors.items():
@@ -96,11 +101,11 @@ cdef class Model:
         param[0], grad[0] = self.params + place, self.grads + place
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
-        """Take the batch that the next passes read, and make room for so many predictions."""
+        """Set the batch that the next passes read, and lay out the workspace for so many predictions."""
         raise NotImplementedError
 
     cdef int make_room(self, Py_ssize_t predictions) except -1:
-        """Lay out the workspace for so many predictions, unless it is already."""
+        """Lay out the workspace for so many predictions, unless it is so already."""
         if predictions != self.room:
             self.room = -1
             while self.work.lays_out():
@@ -117,15 +122,15 @@ cdef class Model:
         return 0.0
 
     cdef void backward(self) noexcept nogil:
-        """The gradient of the last forward's loss, to grads or added to them."""
+        """The gradient of the last forward's loss, written to grads, or with `add` added to them."""
         pass
 
 
 cdef class LanguageModel(Model):
-    """Of V ids and up to T positions, each with D features."""
+    """A model of V ids and up to T positions, with D features each."""
 
     def logits_of(self, Batch batch not None, double[:, ::1] logits not None):
-        """logits (N, V) of a batch's predictions; what the last forward left for backward is lost."""
+        """Write logits (N, V) of a batch's predictions.  What the last forward saved for backward is lost."""
         cdef Py_ssize_t N = batch.n_predictions
         check_free("logits_of()", self.busy)
         self.bind(batch, N)
@@ -142,14 +147,14 @@ cdef class LanguageModel(Model):
         pass
 
     def generate_step(self, const int64_t[::1] tokens not None, Py_ssize_t position, double[:, ::1] logits not None):
-        """logits (B, V) of what follows `tokens` (B,), the ids at `position` of up to eight documents side by side.
+        """Write logits (B, V) of what follows `tokens` (B,), the ids at `position` of up to PANEL documents.
 
-        Called for positions 0, 1, ... in turn: the keys and values of the positions before are kept, so a step
-        costs one position.  The bits are those of the forward pass.
+        Called for the positions 0, 1, ... in turn: the keys and values of earlier positions are kept, so a call
+        computes one position only.  The logits have the same bits as those of the forward pass.
         """
         cdef Py_ssize_t B = tokens.shape[0], b
-        if not 1 <= B <= 8:
-            raise ValueError(f"{B} tokens; 1 to 8 documents go side by side")
+        if not 1 <= B <= PANEL:
+            raise ValueError(f"{B} tokens; 1 to {PANEL} documents go side by side")
         if logits.shape[0] != B or logits.shape[1] != self.V:
             raise ValueError(f"logits has shape ({logits.shape[0]}, {logits.shape[1]}), not ({B}, {self.V})")
         if not 0 <= position < self.T:
@@ -168,7 +173,7 @@ cdef class LanguageModel(Model):
         self.cached = position + 1
 
     cdef int prepare_generation(self) except -1:
-        """Make room for generate."""
+        """Lay out the workspace of generate."""
         raise NotImplementedError
 
     cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, double *logits) noexcept nogil:
@@ -177,10 +182,10 @@ cdef class LanguageModel(Model):
 
 
 cdef class ArrayModel(Model):
-    """Of rows of numbers."""
+    """A model of rows of numbers."""
 
     def predict(self, ArrayBatch batch not None, double[:, ::1] out not None):
-        """out (N, n_out) overwritten with what the last layer gives for the batch: values, or logits."""
+        """out (N, n_out) overwritten with the last layer's outputs for the batch: values, or logits."""
         cdef Py_ssize_t N = batch.n_examples
         if out.shape[0] != N or out.shape[1] != self.n_out:
             raise ValueError(f"out ({out.shape[0]}, {out.shape[1]}) must be ({N}, {self.n_out})")
@@ -192,9 +197,9 @@ cdef class ArrayModel(Model):
         self.busy = False
 
     cdef int bind_inputs(self, Batch batch, Py_ssize_t predictions) except -1:
-        """As bind, for a batch that need not have a y."""
+        """bind, for a batch that need not have a y."""
         raise NotImplementedError
 
     cdef void write_outputs(self, double *out) noexcept nogil:
-        """out (N, n_out) of the batch that was bound."""
+        """out (N, n_out) for the batch that was bound."""
         pass

@@ -1,15 +1,19 @@
 # Adam in one pass over memory: gradient, moments, bias correction, update, and zeroing the gradient.
+#
+# Uses: declarations, simd.
 
-# A moment below this is set to zero: decayed further it would become subnormal, and arithmetic on subnormal
-# numbers takes a hundred cycles (a character that no longer occurs would slow every later step).  It is a tenth of
-# the pass in cache, so it is done at every 16th step: from 1e-290 to the subnormal numbers is a factor of 4e17, which
-# takes 16 steps or more for any beta above 0.1.  Where eps is so small that such a v beside it would show in the
-# parameter (below 1e-125, no practical eps), the limit is lower: without its v, what is left of m would be divided by
-# eps alone.
+# A moment below this is set to zero: decayed further it would become subnormal, and arithmetic on subnormal numbers
+# takes a hundred cycles (an id that no longer occurs would slow every later step).  Flushing takes a tenth of the pass
+# in cache, so it is done every 16th step: from 1e-290 to the subnormal numbers is a factor of 4e17, which takes 16
+# steps or more for any beta above 0.1.  With an eps so small that such a v would matter beside it (below 1e-125, no
+# practical eps) the limit is lower: without its v, what is left of m would be divided by eps alone.
 cdef double TINY = 1e-290
 cdef enum:
-    FLUSH_EVERY = 16
-    COST = 48           # a value takes as long as so many multiply-adds of a product: threads_for counts in these
+    FLUSH_EVERY = 16    # steps
+
+# A value takes as long as so many floating-point operations of a matrix product, in which threads_for counts.
+cdef enum:
+    ADAM_COST = 48
 
 
 cdef struct AdamStep:
@@ -21,15 +25,15 @@ cdef struct AdamStep:
     double grad_scale       # clipping and accumulation; 1.0 changes no bit
     double l2               # added to the gradient: l2 param (Adam's weight_decay)
     double keep             # 1 - lr weight_decay (AdamW's decoupled decay)
-    bint plain              # grad_scale and keep are 1 and l2 is 0: they would change no bit
-    bint flush              # whether moments below `tiny` become 0 at this step
+    bint plain              # grad_scale and keep are 1 and l2 is 0, which change no bit
+    bint flush              # whether moments below `tiny` become 0 in this step
     double tiny
 
 
 cdef AdamStep adam_scalars(double lr, double beta1, double beta2, double eps, int64_t t, double grad_scale,
                            double weight_decay, bint decoupled) noexcept nogil:
     cdef AdamStep c
-    # 1 - beta^t as -expm1(t log beta): with beta near 1 the difference would lose three digits in the first steps.
+    # 1 - beta^t as -expm1(t log beta): for beta near 1 the difference would lose three digits in the first steps.
     c.step_size = lr / -expm1(<double>t * log(beta1))
     c.v_scale = 1.0 / sqrt(-expm1(<double>t * log(beta2)))
     c.beta1 = beta1
@@ -51,11 +55,11 @@ cdef void adam_decay(AdamStep *c, double lr, double weight_decay, bint decoupled
 
 cdef void adam_update(real *grad, real *param, real *m, real *v, Py_ssize_t n, const AdamStep *c,
                       bint zero_grad) noexcept nogil:
-    """One Adam step over n values, PANEL at a time; the last few go through padded copies, to the same bits.
+    """One Adam step over n values, PANEL at a time; the last few go through padded copies, with the same bits.
 
-    One square root and one division a value, with the bias corrections hoisted into two scalars: these two bound the
-    loop in cache, memory bounds it beyond (56 bytes a value: four streams in and three out; 64 with zero_grad).  The
-    branches are the same for every value, so they cost less than the arithmetic they spare.
+    The bias corrections are two scalars, which leaves one square root and one division a value.  In cache these two
+    bound the loop, beyond it memory does (four arrays are read and three written; four with zero_grad).  The branches
+    go the same way for every value, so they cost less than the arithmetic they spare.
     """
     cdef vec beta1 = v_set(c.beta1), beta2 = v_set(c.beta2)
     cdef vec gain1 = v_set(1.0 - c.beta1), gain2 = v_set(1.0 - c.beta2)
@@ -100,8 +104,8 @@ cdef void adam_update(real *grad, real *param, real *m, real *v, Py_ssize_t n, c
 
 cdef void adam_run(real *grad, real *param, real *m, real *v, Py_ssize_t n, const AdamStep *c,
                    bint zero_grad) noexcept nogil:
-    """adam_update, cut over the threads; each value is its own, so the cut changes no bit."""
-    cdef int threads = threads_for(n * COST), i
+    """adam_update on several threads; each value is computed alone, so their number changes no bit."""
+    cdef int threads = threads_for(ADAM_COST * n), i
     cdef Py_ssize_t first, last
     if threads == 1:
         adam_update(grad, param, m, v, n, c, zero_grad)
@@ -123,10 +127,10 @@ cdef class Adam(Optimizer):
         self.beta1, self.beta2, self.eps, self.decoupled = beta1, beta2, eps, decoupled
 
     cdef bint prepare(self, double lr, double grad_scale, double largest) noexcept nogil:
-        # m is a mean of gradients, so none is larger than the largest of them; and what is divided by is at least eps.
+        # m is a mean of gradients, so it is at most as large as the largest of them; the divisor is at least eps.
         cdef AdamStep *c = &self.scalars
         c[0] = adam_scalars(lr, self.beta1, self.beta2, self.eps, self.taken, grad_scale, self.decay, self.decoupled)
-        cdef bint apart = c.l2 == 0.0 and fabs(c.keep) <= 1.0       # the parameter is only added to
+        cdef bint apart = c.l2 == 0.0 and fabs(c.keep) <= 1.0       # what is added to a parameter does not depend on it
         cdef double g = largest if apart else largest + c.l2 * self.largest_param(), ratio, move
         self.moment = max(self.moment, g)
         ratio = self.moment / self.eps

@@ -1,5 +1,7 @@
-# The training step: its moves one by one, and many steps in one call.  Both go through the same functions,
-# so they give the same bits.  The order of the moves is guarded in fastloop/trainer.py.
+# The training loop: the moves of a step one by one, and many steps in one call, with the clip.  Both call the same
+# functions, so they give the same bits.  fastloop/trainer.py guards the order of the moves.
+#
+# Uses: declarations, threads, model.
 
 cdef class Loop:
     """A model and an optimiser over the same buffers."""
@@ -8,8 +10,8 @@ cdef class Loop:
     cdef Gate gate              # of the model, or None where the loop only evaluates
     cdef Buffer memory
     cdef double *partial        # (norm_blocks,)
-    cdef int64_t fills          # of the batch, when forward read it
-    cdef public int64_t steps   # taken, by hand and in runs; what the schedule counts, set where a trainer is loaded
+    cdef int64_t fills          # the batch's, when forward read it
+    cdef public int64_t steps   # taken one by one and in runs; the schedule counts them, and a checkpoint sets them
     cdef readonly double loss   # of the last forward
     cdef readonly double norm   # of the last gradient, before clipping
 
@@ -24,7 +26,7 @@ cdef class Loop:
         return not_copied(self)
 
     cdef inline int enter(self, str move) except -1:
-        """Raise OrderError where the model or its workspace is another's at the moment."""
+        """Raise OrderError where another thread or run is at work on the model."""
         check_free(move, self.model.busy)
         if self.gate is not None and self.gate.run is not None:
             self.gate.check(move)
@@ -40,14 +42,14 @@ cdef class Loop:
         self.zero()
 
     def clear(self):
-        """zero_grad, for the run that has the model to itself."""
+        """zero_grad, for a run that has closed the gate."""
         check_free("a run", self.model.busy)
         self.zero()
 
     cdef inline void zero(self) noexcept:
         self.model.busy = True
         with nogil:
-            memset(self.model.grads, 0, self.model.size * 8)
+            memset(self.model.grads, 0, self.model.size * sizeof(double))
         self.model.busy = False
 
     def forward(self, Batch batch not None):
@@ -104,9 +106,9 @@ cdef class Loop:
         return outside
 
     def step(self, double lr, double norm=-1.0):
-        """One step from the gradients; norm: theirs, where it is known.
+        """Take one step from the gradients; norm: their norm, where it is known.
 
-        None, or where the step would have written something not finite, and was not taken, the norm.
+        Return None; or the norm, where the step was not taken, since it would have written something not finite.
         """
         cdef bint stepped
         self.check_optimizer()
@@ -131,14 +133,14 @@ cdef class Loop:
             double[::1] norms not None, double clip_value=INFINITY, unsigned char[::1] clipped=None):
         """Take len(lrs) steps; return how many were completed.
 
-        Step s takes the micro-batches s accumulate .. (s + 1) accumulate, micro-batch j the examples
+        Step s takes the micro-batches s * accumulate .. (s + 1) * accumulate; micro-batch j holds the examples
         indices[splits[j] : splits[j + 1]].  losses[s] and norms[s] (before clipping) are written for every step begun.
-        A loss or norm that is not finite ends the run before the parameters are touched, and so does a learning rate
-        with which they, or a moment, would not be finite.  The gradients are overwritten by the first micro-batch of
-        each step, which spares a pass over them, and are zero in the end.
+        A loss or norm that is not finite ends the run before a parameter is written, and so does a learning rate with
+        which a parameter or a moment would not be finite.  The first micro-batch of a step overwrites the gradients,
+        which spares a pass that zeroes them; they are zero in the end.
 
-        clip_norm and clip_value (inf for none; one of them at most, or the norm is that before clipping by value):
-        clipped[s], where given, becomes 1 where either took hold, else 0.
+        clip_norm and clip_value are inf for none.  With both, clip_norm refers to the norm before clipping by value.
+        clipped[s], where given, becomes 1 where a gradient was clipped, else 0.
         """
         cdef Py_ssize_t steps = lrs.shape[0], s, j, outside, longest = 0
         cdef double total, loss = 0.0, norm = 0.0, scale, largest
@@ -181,8 +183,8 @@ cdef class Loop:
                     norm = self.model.kernels.norm2(self.model.grads, self.model.size, self.partial)
                 norms[s] = norm
                 scale = clip_norm / norm if norm > clip_norm else 1.0
-                largest = min(norm * scale, clip_value)     # no value of the gradient is larger
-                # Not only the norm: Adam squares the gradient.
+                largest = min(norm * scale, clip_value)     # a bound on the values of the gradient
+                # The square, too, must be finite: Adam squares the gradient.
                 if not (isfinite(norm) and isfinite(largest * largest)):
                     break
                 outside = 0
@@ -194,7 +196,7 @@ cdef class Loop:
                     break
                 s += 1
                 self.steps += 1
-            memset(self.model.grads, 0, self.model.size * 8)
+            memset(self.model.grads, 0, self.model.size * sizeof(double))
         self.model.busy = self.optimizer.busy = False
         self.loss, self.norm = loss, norm
         return s

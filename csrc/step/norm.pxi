@@ -1,14 +1,21 @@
-# The global gradient norm: sqrt(sum g^2), scaled so that it overflows only where the norm itself does.  And clipping
-# by value, which looks at every element alone.
+# The global gradient norm, sqrt(sum g^2), scaled so that it overflows only where the norm itself does; and clipping by
+# value.  Clipping by norm is a factor, which the optimiser applies as it reads the gradient (step/loop.pxi).
+#
+# Uses: declarations, simd.
+
+# A value takes as long as so many floating-point operations of a matrix product, in which threads_for counts.
+cdef enum:
+    NORM_COST = 8
+
 
 cdef double sum_squares(const real *x, Py_ssize_t n, double scale) noexcept nogil:
-    """sum (scale x)^2 over one block: 32 running sums, so that the latency of FMA is hidden."""
+    """sum (scale x)^2 over one block, in four vecs of sums: each FMA of a single one would wait for the one before."""
     cdef vec a = v_set(0.0), b = a, c = a, d = a, x0, x1, x2, x3
     cdef vec s = v_set(scale)
     cdef real[PANEL] lanes
     cdef double total = 0.0
     cdef Py_ssize_t i = 0
-    while i + 32 <= n:
+    while i + 4 * PANEL <= n:
         x0 = v_mul(v_load(x + i), s)
         x1 = v_mul(v_load(x + i + PANEL), s)
         x2 = v_mul(v_load(x + i + 2 * PANEL), s)
@@ -17,7 +24,7 @@ cdef double sum_squares(const real *x, Py_ssize_t n, double scale) noexcept nogi
         b = v_fma(x1, x1, b)
         c = v_fma(x2, x2, c)
         d = v_fma(x3, x3, d)
-        i += 32
+        i += 4 * PANEL
     v_store(lanes, v_add(v_add(a, b), v_add(c, d)))
     while i < n:
         total += (x[i] * scale) * (x[i] * scale)
@@ -29,7 +36,7 @@ cdef double sum_squares(const real *x, Py_ssize_t n, double scale) noexcept nogi
 
 cdef double sum_squares_blocks(const real *x, Py_ssize_t n, double scale, double *partial) noexcept nogil:
     cdef Py_ssize_t blocks = norm_blocks(n), i
-    cdef int threads = threads_for(n * 8)
+    cdef int threads = threads_for(NORM_COST * n)
     cdef double total = 0.0
     if threads == 1:
         for i in range(blocks):
@@ -43,11 +50,11 @@ cdef double sum_squares_blocks(const real *x, Py_ssize_t n, double scale, double
 
 
 cdef double norm2(const real *x, Py_ssize_t n, double *partial) noexcept nogil:
-    """sqrt(sum x^2); `partial` has room for norm_blocks(n) sums.  Not finite only where an x or the norm is not."""
+    """sqrt(sum x^2); partial: scratch for norm_blocks(n) sums.  Not finite only where an x or the norm is not."""
     cdef double total = sum_squares_blocks(x, n, 1.0, partial), scale
     if 1e-290 < total < INFINITY:
         return sqrt(total)
-    # The squares overflowed or vanished (or nothing is there): again, scaled by a power of two, which rounds nothing.
+    # The squares overflowed or vanished (or all are 0): again, scaled by a power of two, which rounds nothing.
     scale = ldexp(1.0, 600 if total <= 1e-290 else -600)
     return sqrt(sum_squares_blocks(x, n, scale, partial)) / scale
 

@@ -1,26 +1,28 @@
-# What every optimiser offers the loop, and the user's own loops; and its promise, that no parameter and no moment
-# becomes anything not finite.
+# What every optimiser offers the training loop and the user's own loops; and its promise that a step never makes a
+# parameter or a moment that is not finite.
 #
-# Before a step `prepare` bounds what it can write, from a few scalars: the largest gradient (its norm is known), the
-# largest first moment so far, and where a parameter enters more than by itself, the largest parameter.  A sum with a
-# finite number overflows only where the other is above 1e292, half the last place of the largest number, so that with
-# practical settings no parameter can, whatever it is.  Where the bounds do not exclude it, `look` takes the step on
-# copies first, and finds out.
+# Before each step `prepare` bounds what it can write, from a few scalars: the largest gradient (at most the norm), the
+# largest first moment so far, and with weight decay the largest parameter.  Adding to a finite number overflows only
+# where what is added is above 1e292, half a unit in the last place of the largest number; with practical settings no
+# step is as large, whatever the parameter.  Where the bounds are not low enough, `look` takes the step on copies first,
+# and checks the results.
+#
+# Uses: declarations, threads.
 
-LARGE = 1e290       # a hundredth of that: the bounds are rounded, too
-MODERATE = 1e153    # the square of a gradient up to here may be added to any finite v
+LARGE = 1e290       # a hundredth of 1e292, since the bounds themselves are rounded
+MODERATE = 1e153    # the square of a gradient up to this may be added to any finite v
 cdef enum:
-    LOOK = 256                  # values copied at a time
+    LOOK = 256      # values that `look` copies at a time
 
 
 cdef class Optimizer:
-    """Updates arrays in place: stretches of a model's flat buffers that differ in their decay, or the user's arrays."""
+    """Updates arrays in place: the parts of a model's flat buffers with one weight decay each, or the user's arrays."""
 
     def __init__(self, Kernels kernels not None, list params not None, list states not None, list decays not None,
                  list grads=None):
-        """params: arrays of n values; of each, states: a list of arrays (n,); decays: its weight decay.
+        """params: arrays of n values; for each of them, states: a list of arrays (n,), and decays: its weight decay.
 
-        grads: arrays (n,) that stay, or None where each step brings its own (step_with).
+        grads: arrays (n,) that every step reads, or None where each step is given its own (step_with).
         """
         cdef Py_ssize_t i, j, longest = 0
         cdef double[::1] array
@@ -50,7 +52,7 @@ cdef class Optimizer:
 
     @property
     def t(self):
-        """Steps taken.  To set it says that the moments may have been written to as well."""
+        """Steps taken.  Whoever sets it may have written to the moments as well."""
         return self.taken
 
     @t.setter
@@ -61,12 +63,12 @@ cdef class Optimizer:
         return not_copied(self)
 
     def step_with(self, list grads not None, double lr, bint look):
-        """One step from these gradients, which are read where they are; None where it was taken.
+        """Take one step from these gradients, which are not copied; None where it was taken.
 
-        Else nothing was written, and (i, None) says that grads[i] is no C-contiguous float64 array of its parameter's
-        shape, (i, norm) that its norm or the square of it is not finite (checked if asked to look: Adam squares the
-        gradient), (-1, the largest norm) that the step would write something not finite.  Raises ValueError where a
-        gradient overlaps an array that the step writes to.
+        Otherwise nothing was written, and the result says why: (i, None), grads[i] is no C-contiguous float64 array of
+        its parameter's shape; (i, norm), its norm or the square of it is not finite (only with `look`; Adam squares the
+        gradient); (-1, the largest norm), the step would write something not finite.  Raises ValueError where a
+        gradient and a parameter overlap in memory.
         """
         cdef Py_ssize_t i = 0, j, taken = 0
         cdef Segment *s
@@ -104,7 +106,7 @@ cdef class Optimizer:
                 PyBuffer_Release(&self.views[j])
 
     cdef bint view(self, Py_ssize_t i, grad) except -1:
-        """Make views[i] that of a gradient; False (and no view) unless it is aligned float64 of the right shape."""
+        """Make views[i] a view of a gradient; False, and no view, unless it is aligned float64 of the right shape."""
         cdef Py_buffer *view = &self.views[i]
         cdef tuple shape = self.shapes[i]
         cdef Py_ssize_t j
@@ -115,7 +117,7 @@ cdef class Optimizer:
             PyObject_GetBuffer(grad, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
         except (BufferError, ValueError):       # NumPy raises the latter
             return False
-        fits = view.ndim == len(shape) and strcmp(view.format, b"d") == 0 and not <uintptr_t>view.buf & 7
+        fits = view.ndim == len(shape) and strcmp(view.format, b"d") == 0 and <uintptr_t>view.buf % sizeof(double) == 0
         for j in range(view.ndim if fits else 0):
             fits = fits and view.shape[j] == <Py_ssize_t>shape[j]
         if not fits:
@@ -123,7 +125,7 @@ cdef class Optimizer:
         return fits
 
     def step(self, double lr):
-        """One step from the gradients, which are not looked at and left as they are; whether it was taken."""
+        """Take one step from the gradients, without checking that they are finite; whether it was taken."""
         cdef bint stepped
         check_free("step()", self.busy)
         self.busy = True
@@ -134,9 +136,9 @@ cdef class Optimizer:
         return stepped
 
     cdef bint update(self, double lr, double grad_scale, double largest) noexcept nogil:
-        """One step; the gradient is multiplied by grad_scale as it is read, and no value of it is then above `largest`.
+        """Take one step.  The gradient is multiplied by grad_scale as it is read; `largest` bounds its values then.
 
-        False, and nothing written, where lr is no learning rate or the step would write something not finite.
+        False, and nothing written, where lr is not finite or negative or the step would write something not finite.
         """
         cdef Py_ssize_t i
         if not 0.0 <= lr < INFINITY:
@@ -151,7 +153,7 @@ cdef class Optimizer:
         return True
 
     cdef bint update_unseen(self, double lr) noexcept nogil:
-        """The same with gradients that are taken to be finite, as all before them; only too large an lr is seen."""
+        """The same, assuming that these gradients and all before them were moderate; only lr is checked."""
         cdef bint stepped
         self.moment = MODERATE
         stepped = self.update(lr, 1.0, MODERATE)
@@ -159,17 +161,17 @@ cdef class Optimizer:
         return stepped
 
     cdef bint prepare(self, double lr, double grad_scale, double largest) noexcept nogil:
-        """Set the scalars of a step; whether the bounds say that all it writes is finite."""
+        """Set the scalars of a step; whether the bounds show that all it writes is finite."""
         return False
 
     cdef void apply(self, Segment *s, double lr) noexcept nogil:
-        """The step that was prepared, over one array."""
+        """Take the prepared step over one array."""
         pass
 
     cdef bint look(self, double lr) noexcept nogil:
-        """Whether all that the prepared step would write is finite, and then the bounds as they will be.
+        """Whether all that the prepared step would write is finite, found by taking it on copies; updates the bounds.
 
-        A parameter that is not finite already, such as the row of a character that never occurs, is left to its owner.
+        A parameter that already is not finite, such as in the row of an id that never occurs, does not count.
         """
         cdef double[4][LOOK] copies
         cdef double moment = 0.0, param = 0.0, other = 0.0
@@ -183,12 +185,12 @@ cdef class Optimizer:
             first = 0
             while first < s.n:
                 part.n = n = min(LOOK, s.n - first)
-                memcpy(copies[0], s.grad + first, n * 8)
-                memcpy(copies[1], s.param + first, n * 8)
+                memcpy(copies[0], s.grad + first, n * sizeof(double))
+                memcpy(copies[1], s.param + first, n * sizeof(double))
                 for j in range(2):
                     if s.state[j] != NULL:
                         part.state[j] = copies[2 + j]
-                        memcpy(copies[2 + j], s.state[j] + first, n * 8)
+                        memcpy(copies[2 + j], s.state[j] + first, n * sizeof(double))
                 self.apply(&part, lr)
                 param = max(param, largest_of(copies[1], s.param + first, n))
                 if s.state[0] != NULL:
@@ -218,7 +220,7 @@ cdef double *pointer(double[::1] array, Py_ssize_t n) except? NULL:
 
 
 cdef double largest_of(const double *x, const double *before, Py_ssize_t n) noexcept nogil:
-    """The largest size of n values, infinite where one is not finite that was so before (NULL: all were)."""
+    """max |x| over n values, infinite where one is not finite that was finite `before` (NULL: all of them were)."""
     cdef double largest = 0.0
     cdef Py_ssize_t i
     for i in range(n):

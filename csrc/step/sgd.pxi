@@ -1,4 +1,10 @@
 # Stochastic gradient descent in one pass over memory, with or without momentum.
+#
+# Uses: declarations, simd, adam.
+
+# A value takes as long as so many floating-point operations of a matrix product, in which threads_for counts.
+cdef enum:
+    SGD_COST = 12
 
 cdef struct SgdStep:
     double lr
@@ -25,8 +31,8 @@ cdef void sgd_update(real *grad, real *param, real *velocity, Py_ssize_t n, cons
 
 
 cdef void sgd_run(real *grad, real *param, real *velocity, Py_ssize_t n, const SgdStep *c) noexcept nogil:
-    """sgd_update, cut over the threads."""
-    cdef int threads = threads_for(n * 12), i
+    """sgd_update on several threads."""
+    cdef int threads = threads_for(SGD_COST * n), i
     cdef Py_ssize_t first, last
     if threads == 1:
         sgd_update(grad, param, velocity, n, c)
@@ -62,7 +68,7 @@ cdef class SGD(Optimizer):
     cdef bint prepare(self, double lr, double grad_scale, double largest) noexcept nogil:
         cdef SgdStep *c = &self.scalars
         c[0] = sgd_scalars(lr, self.momentum, self.dampening, self.nesterov, self.taken, grad_scale, self.decay)
-        cdef bint apart = c.l2 == 0.0       # the parameter is only added to
+        cdef bint apart = c.l2 == 0.0       # what is added to a parameter does not depend on it
         cdef double g = largest if apart else largest + c.l2 * self.largest_param(), u = g, move
         if self.momentum > 0.0:
             u = self.momentum * self.moment + fabs(c.gain) * g
