@@ -55,7 +55,7 @@ END
         (
             cd "$work/src"
             PYTHONPATH=$PWD:$(python -c 'import sys; print(*filter(None, sys.path), sep=":")')
-            # Not ignore_noninstrumented_modules, which Archer suggests: it hides what goes through memcpy, as v8_load does.
+            # Not ignore_noninstrumented_modules, which Archer suggests: it hides what goes through memcpy, as v_load does.
             echo called_from_lib:libomp.so >"$work/suppressions"
             export PYTHONPATH OMP_WAIT_POLICY=passive
             export TSAN_OPTIONS="halt_on_error=1 report_signal_unsafe=0 suppressions=$work/suppressions"

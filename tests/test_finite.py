@@ -63,7 +63,7 @@ def optimizers(draw):
 
 
 def sgd_step(grad, param, velocity, t, lr, weight_decay, momentum, dampening, nesterov):
-    """csrc/sgd.pxi, operation by operation; in place."""
+    """csrc/step/sgd.pxi, operation by operation; in place."""
     g = grad + weight_decay * param
     if momentum:
         velocity[:] = momentum * velocity + (1.0 if t == 1 else 1.0 - dampening) * g

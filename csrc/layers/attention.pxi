@@ -17,7 +17,10 @@ cdef inline Py_ssize_t first_key_panel(const Tokens *b, Py_ssize_t p) noexcept n
 
 cdef void attention_forward(const Tokens *b, Py_ssize_t panel, const real *q, const real *k, const real *v,
                             Py_ssize_t stride, Py_ssize_t size, real *p, real *a) noexcept nogil:
-    """p and a (size, PANEL) of the queries of `panel`; q of this panel, k and v of panel 0."""
+    """Write the weights p and the outputs a (size, PANEL) of the queries of `panel`.
+
+    q points to this panel, k and v to panel 0.
+    """
     cdef Py_ssize_t first = first_key_panel(b, panel), keys = panel + 1 - first, start, s, t, n
     cdef vec scale = v_set(1.0 / sqrt(<double>size)), hidden = v_set(-INFINITY)
     cdef vec begin, end, at, x, m = hidden, total = v_set(0.0)
@@ -54,7 +57,10 @@ cdef void attention_forward(const Tokens *b, Py_ssize_t panel, const real *q, co
 cdef void attention_dq(const Tokens *b, Py_ssize_t panel, const real *da, const real *k, const real *v,
                        Py_ssize_t stride, Py_ssize_t size, const real *p, const real *sums,
                        real *dq) noexcept nogil:
-    """dq (size, PANEL) of the queries of `panel`; da and p of this panel, k and v of panel 0; sums (PANEL,) of da a."""
+    """Write dq (size, PANEL) of the queries of `panel`.
+
+    da and p point to this panel, k and v to panel 0; sums (PANEL,) is da * a, summed over the features.
+    """
     cdef Py_ssize_t first = first_key_panel(b, panel), kp, s
     cdef vec scale = v_set(1.0 / sqrt(<double>size)), sum_ = v_load(sums), x
     cdef real[BLOCK] ds
@@ -70,7 +76,7 @@ cdef void attention_dkv(const Tokens *b, Py_ssize_t panel, Py_ssize_t panels, co
                         Py_ssize_t stride, Py_ssize_t da_stride, const real *v, Py_ssize_t size,
                         const real *p, Py_ssize_t p_stride, const real *sums, Py_ssize_t sums_stride,
                         real *dk, real *dv) noexcept nogil:
-    """dk and dv (size, PANEL) of the keys of `panel`; v of this panel; q, da, p and sums of panel 0.
+    """Write dk and dv (size, PANEL) of the keys of `panel`.  v points to this panel; q, da, p and sums to panel 0.
 
     The queries that attend to these keys are in this panel and in the next ones, until one begins with a later
     document.  Here the keys are the lanes, so each block of p is transposed.
@@ -95,7 +101,7 @@ cdef void attention_dkv(const Tokens *b, Py_ssize_t panel, Py_ssize_t panels, co
 
 cdef void attention_cached(const real *q, const real *kv, Py_ssize_t D, Py_ssize_t keys, Py_ssize_t size, real *p,
                            real *a) noexcept nogil:
-    """a (size, PANEL) of q (size, PANEL), for PANEL documents side by side, all with `keys` positions.
+    """Write a (size, PANEL) of q (size, PANEL), for PANEL documents side by side, all with `keys` positions.
 
     kv (keys, 2 D, PANEL) holds the keys and, D rows further, the values.  Each lane is another document, so there is no
     matrix product; the sums go in the order of attention_forward.
@@ -124,7 +130,7 @@ cdef void attention_cached(const real *q, const real *kv, Py_ssize_t D, Py_ssize
 
 
 cdef void panel_dot(const real *x, const real *y, Py_ssize_t D, real *sums) noexcept nogil:
-    """sums (PANEL,) of x * y over the features of two panels (D, PANEL)."""
+    """sums (PANEL,) = x * y, summed over the features of two panels (D, PANEL)."""
     cdef vec a = v_set(0.0)
     cdef Py_ssize_t d
     for d in range(D):

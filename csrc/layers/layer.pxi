@@ -8,7 +8,7 @@ cdef class Value:
     cdef Py_ssize_t width
     cdef Value panels_of        # the value whose panels this one overwrites, or None
     cdef Value grad_of          # the same for the gradient
-    cdef Value sum              # what a layer makes of this by adding to it (a residual connection), or None
+    cdef Value sum              # this plus what a residual layer adds, or None; its gradient is part of this one's
     cdef bint by_rows           # the layer that makes it works row by row: it writes `rows` and reads `drows`
     cdef bint in_rows           # the layer that reads it works row by row: it reads `rows` and writes `drows`
     cdef Py_ssize_t ld          # stride of rows and drows

@@ -16,7 +16,7 @@ cdef enum:
 cdef class Blocks(LanguageModel):
     """An embedding, layers and a head.
 
-    The layers come in blocks, whose last layers are of the same kinds: backward goes through one block, sums the
+    The layers come in blocks that end in the same kinds of layers: backward goes through one block, sums the
     gradients of its weights, and goes on to the block before, which uses the same workspace.
     """
     cdef list kept              # the layers, kept alive for the pointers
@@ -128,6 +128,7 @@ cdef class Blocks(LanguageModel):
 
     cdef void phase(self, bint forward, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
         """The layers first .. last; the threads share the panels where there are enough of them."""
+        # Without products in its layers, as in the bigram, the work is in the head.
         cdef Py_ssize_t P = tiles(self.tokens.N, PANEL), work = self.work if self.work else 2 * self.head.work
         cdef int threads = <int>min(threads_in_pass(PANEL * P * work), P // self.least), i
         if threads <= 1:
@@ -156,6 +157,7 @@ cdef class Blocks(LanguageModel):
 
     cdef void weights(self, bint pack, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
         """For the layers first .. last: pack the weights before a block's backward, or sum their gradients after it."""
+        # A block has as many weights as multiply-adds for a token: packing moves each, a gradient adds N products.
         cdef Py_ssize_t N = self.tokens.N, work = 2 * self.work if pack else 2 * N * self.work
         cdef int threads, i
         if pack and N <= PACK_TOKENS:

@@ -2,9 +2,9 @@
 # regression.
 #
 # Examples stay in rows, x[example][feature], from the input to the loss and back: the bias, the activation and its
-# derivative then run along memory, and no activation is transposed.  The weights are, once a step, into panels of PANEL
-# outputs, weight[panel][input][output], which the matrix product reads in the order of memory.  Strides are padded to
-# whole panels, so a width that is no multiple of PANEL costs as much as the next one.
+# derivative then run along memory, and no activation is transposed.  The weights are transposed once a step, into
+# panels of PANEL outputs, weight[panel][input][output], which the matrix product reads in the order of memory.  Strides
+# are padded to whole panels, so a width that is no multiple of PANEL costs as much as the next multiple.
 #
 # Uses: declarations, simd, matmul, cross_entropy, activation.
 
