@@ -10,14 +10,14 @@ cdef enum:
     FORWARD_ROWS = 32
     # linear_dw, tokens at a time: their strips of x stay in the L2 cache while dW is written.
     DW_TOKENS = 128
-    # linear_dx without packing reads W down its columns.  Where a row is longer than this many values, only so many
-    # rows at a time: they would evict one another from the L1 cache.
+    # linear_dx without packing reads W down its columns.  Where W is wider than DX_WIDTH it takes DX_ROWS rows at a
+    # time: more of them would evict one another from the L1 cache.
     DX_WIDTH = 128
     DX_ROWS = 16
     # Rows are cut for threads and into blocks at multiples of this, which is one of every FL_ROWS: in whole tiles.
     ROWS = 24
-    # pack_columns is worth its time from this width of W on (narrower ones stay in the L1 cache as they are), and for
-    # more tokens than this (fewer do not read a weight often enough).
+    # pack_columns is worth its time for a W of PACK_WIDTH rows and columns or more (a smaller one stays in the L1 cache
+    # as it is) and for more than PACK_TOKENS tokens (fewer do not read each weight often enough).
     PACK_WIDTH = 64
     PACK_TOKENS = 24
 
