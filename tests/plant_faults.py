@@ -87,7 +87,7 @@ CSRC = [
     ("base/matmul.pxi", "memcpy(edge + PANEL * r, C + (i + r) * ldc, columns * sizeof(real))", "pass"),
     ("base/matmul.pxi", "x[t * ldx + d] if t < tokens else 0.0", "x[t * ldx + d] if t < tokens else 1.0"),
     ("base/matmul.pxi", "memset(out + i * ld + D, 0, (ld - D) * sizeof(real))", "pass"),
-    ("layers/logits.pxi", "dx + n * D, D, v > 0)", "&dx[n, 0], D, False)"),
+    ("layers/logits.pxi", "dx + n * D, D, v > 0)", "dx + n * D, D, False)"),
     # the language models' head: tiles, threads, the check of ids
     ("layers/head.pxi", "self.x.drows + t * ld, ld, v > 0)", "self.x.drows + t * ld, ld, False)"),
     ("layers/head.pxi", "share(rows, i + 1, threads, 1), add)", "share(rows, i + 1, threads, 1) - 1, add)"),
@@ -444,7 +444,7 @@ LISTS = {"csrc": CSRC, "fastloop": FASTLOOP, "faults": FAULTS}
 MODELS = "gradients gpt mlp trainer numerics"
 FIRST = {
     "adam": "kernels optim numerics finite", "sgd": "optim trainer finite", "optimizer": "core optim finite",
-    "norm": "kernels optim numerics", "cross_entropy": f"kernels {MODELS}", "embedding": "kernels layers",
+    "norm": "kernels optim numerics", "cross_entropy": f"kernels {MODELS}", "embedding": f"kernels layers {MODELS}",
     "matmul": f"kernels {MODELS}", "logits": "kernels",
     "language": MODELS, "linear": "layers gpt", "attention": "layers gpt", "rmsnorm": "csrc layers gpt", "gpt": "gpt",
     "mlp": "mlp", "activation": "layers mlp gpt", "head": f"layers {MODELS}", "layer": f"layers {MODELS}",

@@ -102,7 +102,7 @@ def test_gradients_equal_the_complex_step_derivative(D, T, n_layer, n_head, leng
 @pytest.mark.parametrize("D, n_layer, n_head, T, V, lengths", [
     (16, 1, 4, 16, 27, RAGGED), (7, 1, 7, 5, 3, RAGGED), (32, 2, 4, 300, 27, [1, 290, 300, 13]),
     (64, 1, 2, 16, 300, RAGGED * 3), (69, 1, 3, 16, 27, RAGGED * 3), (8, 1, 1, 1, 11, [1, 4]),
-    (16, 1, 4, 8, 3000, RAGGED),
+    (16, 1, 4, 8, 3000, RAGGED), (8, 5, 2, 6, 5, RAGGED),
 ], ids=str)
 def test_loss_gradients_and_logits_equal_the_twins(D, n_layer, n_head, T, V, lengths):
     net = Net(D, T, n_layer, n_head, V, std=0.15)
