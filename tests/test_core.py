@@ -146,6 +146,72 @@ def test_parameters_of_another_number_than_the_tensors_hold_are_refused(variant)
             variant.GPT(F(size), F(size), 3, 4, 3, 2, 4)
 
 
+def chain(c, *blocks, D=6):
+    """The blocks of layers of which each reads what the one before made, and the last value; "+" adds to the first."""
+    layers = [[c.Embedding(3, D, 3)]]
+    first = x = layers[0][0].y
+    kinds = {
+        "norm": lambda: c.RMSNorm(x), "tanh": lambda: c.Activation(x, "tanh"),
+        "attention": lambda: c.Attention(x, 1, 3),
+        "linear": lambda: c.Linear(x, D, (name,)), "narrow": lambda: c.Linear(x, D - 1, (name,)),
+        "triple": lambda: c.Linear(x, D, (name, name + "k", name + "v")),
+        "+": lambda: c.Linear(x, D, (name,), into=first),
+    }
+    for b, block in enumerate(blocks):
+        layers += [[]] * (b > 0)
+        for kind in block.split():
+            name = f"w{b}.{len(layers[b])}"
+            layers[b] = [*layers[b], kinds[kind]()]
+            x = layers[b][-1].y
+    return layers, x
+
+
+def of_blocks(c, layers, x):
+    """A model of the layers, its parameters and its gradients."""
+    head = c.Head(x, 3, 3)
+    size = sum(np.prod(shape) for shape in c.Blocks.tensors_of(layers, head).values())
+    params, grads = np.random.default_rng(1).normal(0.0, 0.5, size), F(size)
+    return c.Blocks(params, grads, layers, head), params, grads
+
+
+@pytest.mark.parametrize("blocks, words", [
+    (["linear", "norm linear norm"], "block 1 has 3 layers, expected 1 to 2"),
+    (["linear", ""], "block 1 has 0 layers"),
+    (["linear", "norm"], "block 1 has RMSNorm of 6 features where the first has Linear of 6"),
+    (["linear", "narrow"], "block 1 has Linear of 5 features where the first has Linear of 6"),
+    (["linear tanh", "linear tanh"], "block 0 ends in Activation, whose gradient"),
+    (["triple attention"], "the last layer is Attention"),
+    (["linear +"], "Linear reads a value with a sum"),
+    (["triple attention tanh"], "backward of the layer that made them"),
+    (["linear tanh tanh"], "backward of the layer that made them"),
+])
+def test_layers_that_do_not_fit_together_are_refused(variant, blocks, words):
+    with pytest.raises(ValueError, match=words):
+        of_blocks(variant, *chain(variant, *blocks))
+
+
+def test_a_value_that_two_layers_read_is_refused(variant):
+    layers, x = chain(variant, "linear norm")
+    with pytest.raises(ValueError, match="Linear reads a value that another layer reads"):
+        of_blocks(variant, [[*layers[0], variant.Linear(layers[0][0].y, 6, ("w",))]], x)
+
+
+@pytest.mark.parametrize("blocks", [["norm tanh linear"], ["norm linear +"], ["tanh"], ["linear", "linear", "linear"]])
+def test_gradients_of_layers_that_share_memory_are_those_of_differences(variant, blocks):
+    model, params, grads = of_blocks(variant, *chain(variant, *blocks))
+    loop, batch = variant.Loop(model, None), variant.TokenBatch(tokens(variant))
+    batch.take(np.array([0, 1]), 5.0)
+    loop.forward(batch)
+    loop.backward()
+    for i, value in enumerate(params):
+        losses = []
+        for step in (1e-5, -1e-5):
+            params[i] = value + step
+            losses.append(loop.forward(batch))
+        params[i] = value
+        assert grads[i] == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-7, abs=1e-8)
+
+
 def test_outputs_of_another_shape_are_refused_and_not_written(variant):
     loop, batch = bigram(variant), variant.TokenBatch(tokens(variant))
     batch.take(np.array([0, 1]), 2.0)

@@ -73,7 +73,9 @@ cdef class Activation(Layer):
     def __init__(self, Value x not None, str kind not None):
         self.kind = ACTIVATIONS.index(kind)
         self.x, self.y = x, Value(x.width)
-        self.y.panels_of = self.y.grad_of = x
+        self.y.overwrite(x)
+        self.y.grad_of = x
+        self.y.read_again = True        # by the derivative
 
     cdef void forward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
         cdef Py_ssize_t D = self.y.width

@@ -154,6 +154,7 @@ cdef class Attention(Layer):
         if heads < 1 or x.width != 3 * self.y.width or self.y.width % heads:
             raise ValueError(f"a width of {self.y.width} is not a multiple of {heads} heads")
         self.across = True
+        self.y.read_again = True        # in before_backward
         self.heads, self.size, self.T = heads, self.y.width // heads, T
         self.keys = tiles(T - 1, PANEL) + 1
 

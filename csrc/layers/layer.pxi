@@ -4,22 +4,36 @@
 # Uses: declarations, matmul.
 
 cdef class Value:
-    """What one layer writes and others read: `width` features of each token, and their gradient."""
+    """What one layer writes and another reads: `width` features of each token, and their gradient.
+
+    One layer reads a value, and writes its gradient (instead of adding to it).  Besides, a residual connection may
+    overwrite the panels with a `sum`.  The reader then adds the gradient of the sum, and has copied what its backward
+    needs of the panels: adds_sum says that a layer does so.
+    """
     cdef Py_ssize_t width
-    cdef Value panels_of        # the value whose panels this one overwrites, or None
+    cdef Value panels_of        # the value whose panels this one overwrites, or None (set by `overwrite`)
     cdef Value grad_of          # the same for the gradient
     cdef Value sum              # this plus what a residual layer adds, or None; its gradient is part of this one's
-    cdef bint by_rows           # the layer that makes it works row by row: it writes `rows` and reads `drows`
-    cdef bint in_rows           # the layer that reads it works row by row: it reads `rows` and writes `drows`
+    cdef bint overwritten       # whether another value overwrites its panels
+    cdef bint read_again        # the layer that makes it reads its panels in backward: none may overwrite them
+    cdef bint by_rows           # the layer that makes it also writes `rows`, and reads `drows`
+    cdef bint in_rows           # the layer that reads it also reads `rows`, and writes `drows`
     cdef Py_ssize_t ld          # stride of rows and drows
     cdef real *panels           # (P, width, PANEL)
     cdef real *grad             # (P, width, PANEL)
-    cdef real *rows             # (N, ld) where by_rows or in_rows; drows is its gradient
-    cdef real *drows            # (N, ld)
+    cdef real *rows             # (N, ld) where by_rows or in_rows; the same memory as drows unless in_rows
+    cdef real *drows            # (N, ld) the gradient of rows
     cdef real *position         # (width, PANEL) for generation: one position of up to PANEL documents
 
     def __init__(self, Py_ssize_t width):
         self.width, self.ld = width, padded(width)
+
+    cdef int overwrite(self, Value x) except -1:
+        """Use the panels of x, which nobody may need in backward but one who has copied them."""
+        if x.read_again:
+            raise ValueError("panels that backward of the layer that made them reads again cannot be overwritten")
+        self.panels_of, x.overwritten = x, True
+        return 0
 
     cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
         self.panels = self.panels_of.panels if self.panels_of is not None else take_values(arena, N, self.width)
@@ -40,10 +54,11 @@ cdef class Layer:
     forward writes y, backward reads y's gradient and writes x's, both for the panels first .. first + n.  With
     `parallel` they may use several threads; otherwise the schedule has given each thread panels of its own.
     """
-    cdef Value x                # None for an embedding, which reads ids
-    cdef Value y                # None for a head, which computes losses
+    cdef readonly Value x       # None for an embedding, which reads ids
+    cdef readonly Value y       # None for a head, which computes losses
     cdef bint across            # whether it reads panels of other tokens, which must all be finished when it begins
-    cdef Py_ssize_t work        # multiply-adds of forward for one token
+    cdef bint adds_sum          # whether backward adds the gradient of x.sum, where there is one, to x's
+    cdef Py_ssize_t work        # multiply-adds of its products with weights in forward, for one token
 
     cdef dict tensors(self):
         """The shape of each of its weights by name, in the order of the flat buffers."""
@@ -62,7 +77,7 @@ cdef class Layer:
         self.y.lay_out_grad(arena, N)
 
     cdef void lay_out_backward_as(self, Layer other) noexcept nogil:
-        """Share what the same layer of another block has taken for that: backward goes through one block at a time."""
+        """Point to what that layer of another block has taken for backward, which goes through one block at a time."""
         self.y.grad = other.y.grad
 
     cdef void lay_out_position(self, Arena *arena) noexcept nogil:
@@ -73,14 +88,20 @@ cdef class Layer:
         pass
 
     cdef void before_backward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
-        """What an `across` layer computes from y's gradient before any panel's backward, which may read it."""
+        """What an `across` layer computes from y's gradient before any panel's backward, which may read it.
+
+        It is called for every layer just below a phase (models/language.pxi), `across` or not.
+        """
         pass
 
     cdef void backward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
         pass
 
     cdef void pack(self, const Tokens *b, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-        """Copy a part of the weights into the order in which backward reads them, where that saves time."""
+        """Copy a part of the weights into the order in which backward reads them, where that saves time.
+
+        It is not called for PACK_TOKENS tokens (linear.pxi) or fewer.
+        """
         pass
 
     cdef void weight_grad(self, const Tokens *b, Py_ssize_t part, Py_ssize_t parts, bint add) noexcept nogil:

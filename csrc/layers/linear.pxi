@@ -145,7 +145,8 @@ cdef class Linear(Layer):
         if into is not None:
             if into.width != self.out:
                 raise ValueError(f"{self.out} features cannot be added to {into.width}")
-            self.y.panels_of, into.sum = into, self.y
+            self.y.overwrite(into)
+            into.sum = self.y
 
     cdef dict tensors(self):
         return dict.fromkeys(self.names, (self.out // len(self.names), self.D))

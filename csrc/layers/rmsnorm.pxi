@@ -46,15 +46,15 @@ cdef void rmsnorm_backward(const real *dy, const real *y, const real *scale, Py_
 
 cdef class RMSNorm(Layer):
     cdef real *scale            # (P, PANEL)
-    cdef real *kept             # (P, width, PANEL) y, or a copy of it where a residual sum overwrites y's panels
+    cdef real *kept             # (P, width, PANEL) y, or a copy of it where another layer overwrites y's panels
 
     def __init__(self, Value x not None):
-        self.x, self.y = x, Value(x.width)
+        self.x, self.y, self.adds_sum = x, Value(x.width), True
 
     cdef void lay_out(self, Arena *arena, Py_ssize_t N) noexcept nogil:
         Layer.lay_out(self, arena, N)
         self.scale = take_values(arena, N, 1)
-        self.kept = take_values(arena, N, self.y.width) if self.y.sum is not None else self.y.panels
+        self.kept = take_values(arena, N, self.y.width) if self.y.overwritten else self.y.panels
 
     cdef void forward(self, const Tokens *b, Py_ssize_t first, Py_ssize_t n, bint parallel) noexcept nogil:
         cdef Py_ssize_t D = self.y.width, p, t

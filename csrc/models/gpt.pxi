@@ -1,8 +1,11 @@
 # The GPT: RMSNorm without scale, causal multi-head attention, ReLU MLP, no biases.
 #
 #     x = rmsnorm(wte[token] + wpe[position])
-#     in each block:  x = x + wo attention(rmsnorm(x));  x = x + fc2 relu(fc1 rmsnorm(x))
-#     logits = lm_head x
+#     in each block:  x = x + wo attention(wqkv rmsnorm(x));  x = x + fc2 relu(fc1 rmsnorm(x))
+#     logits = x lm_head^T
+#
+# wqkv is the three tensors attn_wq, attn_wk and attn_wv, one right after another, in one product.  The first line's
+# layers belong to the first block.
 #
 # Uses: layer, linear, rmsnorm, activation, attention, head, embedding, language.
 

@@ -2,8 +2,8 @@
 #
 # A pass consists of phases.  In a phase, each group of panels goes through several layers in a row, on one thread; a
 # layer that reads other panels (attention) begins a new phase.  The gradients of the weights, which are sums over all
-# tokens, are phases of their own, in which the threads share the rows.  Where there are too few panels to share, the
-# threads share the rows of each matrix product instead.
+# tokens, are phases of their own, in which the threads share the rows of the weights.  Where there are too few panels
+# to share, they share the rows of the weights in each matrix product instead.
 #
 # Uses: declarations, simd, matmul, layer, linear, head, embedding.
 
@@ -13,18 +13,44 @@ cdef enum:
     GROUP = 4
 
 
+cdef int check_blocks(list blocks, Head head) except -1:
+    """Raise ValueError where layers do not fit the schedule, or the memory that they share."""
+    cdef list block, read = []
+    cdef Layer layer, like
+    for b, block in enumerate(blocks):
+        if not 0 < len(block) <= len(blocks[0]):
+            raise ValueError(f"block {b} has {len(block)} layers, expected 1 to {len(blocks[0])}, as many as the first")
+        for layer, like in zip(reversed(block), reversed(blocks[0])):
+            if type(layer) is not type(like) or layer.y.width != like.y.width:
+                raise ValueError(f"block {b} has {type(layer).__name__} of {layer.y.width} features where the first "
+                                 f"has {type(like).__name__} of {like.y.width}, counted from their ends")
+        layer = block[len(block) - 1]
+        if len(blocks) > 1 and layer.y.grad_of is not None:
+            raise ValueError(f"block {b} ends in {type(layer).__name__}, whose gradient has no memory of its own")
+    if layer.across:
+        raise ValueError(f"the last layer is {type(layer).__name__}, expected one that reads no other tokens")
+    for layer in [*sum(blocks, []), head]:
+        if layer.x is not None and layer.x in read:
+            raise ValueError(f"{type(layer).__name__} reads a value that another layer reads, which has one gradient")
+        if layer.x is not None and layer.x.sum is not None and not layer.adds_sum:
+            raise ValueError(f"{type(layer).__name__} reads a value with a sum, whose gradient it does not add")
+        read.append(layer.x)
+    return 0
+
+
 cdef class Blocks(LanguageModel):
     """An embedding, layers and a head.
 
     The layers come in blocks that end in the same kinds of layers: backward goes through one block, sums the
-    gradients of its weights, and goes on to the block before, which uses the same workspace.
+    gradients of its weights, and goes on to the block before, which uses the same workspace.  The first block may begin
+    with further layers; no block has more than it.
     """
     cdef list kept              # the layers, kept alive for the pointers
     cdef Buffer table
     cdef void **layers          # (ends[n_blocks - 1],)
     cdef Py_ssize_t *ends       # (n_blocks,) one past each block's last layer
     cdef Py_ssize_t n_blocks
-    cdef Py_ssize_t work        # multiply-adds of forward through one block for one token
+    cdef Py_ssize_t work        # multiply-adds of a block's products for a token, the mean over blocks (no head)
     cdef Py_ssize_t least       # the fewest panels for a thread
     cdef Embedding embedding    # the first layer
     cdef Head head
@@ -47,6 +73,7 @@ cdef class Blocks(LanguageModel):
         cdef dict places
         cdef Py_ssize_t i = 0, n = sum(map(len, blocks))
         Model.__init__(self, kernels, params, grads)
+        check_blocks(blocks, head)
         self.embedding, self.head, self.kept = blocks[0][0], head, blocks
         self.V, self.D, self.T = head.V, head.x.width, self.embedding.T
         self.n_blocks = len(blocks)
@@ -66,9 +93,6 @@ cdef class Blocks(LanguageModel):
         self.work //= self.n_blocks
         # A product over a group of panels reads each weight once.
         self.least = GROUP if self.work else 1
-
-    cdef inline Layer layer(self, Py_ssize_t i):
-        return <Layer>self.layers[i]
 
     cdef inline Py_ssize_t begin(self, Py_ssize_t block) noexcept nogil:
         return self.ends[block - 1] if block else 0
@@ -92,7 +116,7 @@ cdef class Blocks(LanguageModel):
             for i in range(self.ends[block - 1], self.ends[block]):
                 (<Layer>self.layers[i]).lay_out_backward_as(<Layer>self.layers[self.ends[0] - (self.ends[block] - i)])
             # Backward of a block reads the gradient of its end and writes that of the end of the block before, so the
-            # two are in different memory.
+            # two are in different memory: the ends of even blocks use block 0's, those of odd ones block 1's.
             if block == 1:
                 (<Layer>self.layers[self.ends[1] - 1]).y.lay_out_grad(arena, N)
             elif block % 2:
@@ -128,7 +152,8 @@ cdef class Blocks(LanguageModel):
 
     cdef void phase(self, bint forward, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
         """The layers first .. last; the threads share the panels where there are enough of them."""
-        # Without products in its layers, as in the bigram, the work is in the head.
+        # In floating-point operations: two for a multiply-add, but a phase has about half of a block's products.
+        # Without products in its layers, as in the bigram, the work is in the head, which is all in one phase.
         cdef Py_ssize_t P = tiles(self.tokens.N, PANEL), work = self.work if self.work else 2 * self.head.work
         cdef int threads = <int>min(threads_in_pass(PANEL * P * work), P // self.least), i
         if threads <= 1:
@@ -139,7 +164,11 @@ cdef class Blocks(LanguageModel):
 
     cdef void panels(self, bint forward, Py_ssize_t first, Py_ssize_t last, Py_ssize_t begin, Py_ssize_t end,
                      bint parallel) noexcept nogil:
-        """The layers first .. last for the panels begin .. end; with `parallel`, layers may use several threads."""
+        """The layers first .. last for the panels begin .. end; with `parallel`, layers may use several threads.
+
+        The last phase of forward also runs the head.  A phase of backward also calls before_backward of the layer below
+        `first`, which begins the next phase.
+        """
         cdef Py_ssize_t group, p, n, i
         for group in range(tiles(end - begin, GROUP)):
             p = begin + group * GROUP
@@ -162,7 +191,7 @@ cdef class Blocks(LanguageModel):
         cdef int threads, i
         if pack and N <= PACK_TOKENS:
             return
-        # The threads are still awake if the phases before shared the panels.
+        # The threads are still awake if the phases before shared the panels: two threads do so from 2 GROUP panels on.
         threads = threads_in_pass(work) if not pack and N > PANEL * (2 * GROUP - 1) else threads_for(work)
         if threads == 1:
             self.weights_part(pack, first, last, 0, 1)
@@ -184,7 +213,7 @@ cdef class Blocks(LanguageModel):
 
     cdef int prepare_generation(self) except -1:
         cdef Py_ssize_t i
-        if self.head.logits_at == NULL:
+        if self.head.logits_at == NULL:     # not laid out yet
             while self.scratch.lays_out():
                 for i in range(self.ends[self.n_blocks - 1]):
                     (<Layer>self.layers[i]).lay_out_position(&self.scratch.arena)
@@ -193,7 +222,7 @@ cdef class Blocks(LanguageModel):
 
     cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, double *logits) noexcept nogil:
         cdef int64_t[PANEL] positions
-        cdef Tokens b
+        cdef Tokens b       # only what `generate` of a layer reads is set: N, inputs and positions
         cdef Py_ssize_t i
         for i in range(PANEL):
             positions[i] = position

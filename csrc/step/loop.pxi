@@ -1,5 +1,6 @@
 # The training loop: the moves of a step one by one, and many steps in one call, with the clip.  Both call the same
-# functions, so they give the same bits.  fastloop/trainer.py guards the order of the moves.
+# functions, but for the factor that clips by norm: by hand it multiplies the gradient itself, a run hands it to the
+# optimiser, which multiplies what it reads.  The bits are the same.  fastloop/trainer.py guards the order of the moves.
 #
 # Uses: declarations, threads, model.
 

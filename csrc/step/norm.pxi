@@ -1,5 +1,5 @@
 # The global gradient norm, sqrt(sum g^2), scaled so that it overflows only where the norm itself does; and clipping by
-# value.  Clipping by norm is a factor, which the optimiser applies as it reads the gradient (step/loop.pxi).
+# value.  Clipping by norm is a factor, which in a fit the optimiser applies as it reads the gradient (step/loop.pxi).
 #
 # Uses: declarations, simd.
 
