@@ -54,6 +54,10 @@ cdef void add_bias_and_activate(int kind, real *z, Py_ssize_t ld, Py_ssize_t row
     """z (rows, PANEL) overwritten with the activation of z + bias (PANEL,)."""
     cdef Py_ssize_t n
     cdef vec b = v_load(bias)
+    if kind == RELU:
+        for n in range(rows):
+            v_store(z + n * ld, activation(RELU, v_add(v_load(z + n * ld), b)))
+        return
     for n in range(rows):
         v_store(z + n * ld, activation(kind, v_add(v_load(z + n * ld), b)))
 
