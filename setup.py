@@ -31,6 +31,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
     VARIANTS["avx512"] = ["-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512vl"]
 
+ENGINES = {name + precision: flags for precision in ("", "_float32") for name, flags in VARIANTS.items()}
+
 DECLARATIONS = Path("fastloop/_core/core.pxd")
 
 # Environment variables that a compiler reads.
@@ -109,7 +111,7 @@ class BuildExt(build_ext):
             version, c.compiler_so, c.linker_so, c.macros, c.libraries, c.library_dirs, self.include_dirs, DEBUG,
             sys.version, Cython.__version__, platform.libc_ver(), platform.node(),
             [os.environ.get(name) for name in ENVIRONMENT],
-            [(e.name, e.extra_compile_args, e.extra_link_args) for e in self.extensions],
+            [(e.name, e.define_macros, e.extra_compile_args, e.extra_link_args) for e in self.extensions],
             [os.path.basename(module) for module in self.modules()],
             [(str(path), path.read_bytes())
              for path in (Path("setup.py"), DECLARATIONS, *sorted(Path("csrc").rglob("*.*")))],
@@ -150,6 +152,7 @@ def extension(name, flags):
         f"fastloop._core.{name}",
         [f"csrc/{name}.pyx"],
         include_dirs=["csrc"],
+        define_macros=[("FL_FLOAT32", None)] if name.endswith("_float32") else [],
         extra_compile_args=flags,
     )
 
@@ -157,6 +160,6 @@ def extension(name, flags):
 if __name__ == "__main__":      # the processes that translate may import this file
     setup(
         # core holds no loop worth more than -O1.  Those that take longest come first: some are compiled side by side.
-        ext_modules=[extension(name, flags) for name, flags in {**VARIANTS, "core": ["-O1"], "cpu": []}.items()],
+        ext_modules=[extension(name, flags) for name, flags in {**ENGINES, "core": ["-O1"], "cpu": []}.items()],
         cmdclass={"build_ext": BuildExt},
     )

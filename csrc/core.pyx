@@ -11,14 +11,15 @@
 # Uses: what it includes.
 
 from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
+    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport INFINITY, fabs, isfinite
 from libc.stdint cimport int32_t, int64_t, uintptr_t
-from libc.string cimport memcpy, memset, strcmp
+from libc.string cimport memcpy, memset
 
 include "base/arena.pxi"
+include "base/floats.pxi"
 include "base/threads.pxi"
 include "data/tokens.pxi"
 include "data/arrays.pxi"

@@ -10,13 +10,14 @@ from libc.stdint cimport int64_t
 
 
 cdef extern from "base/real.h" nogil:
-    ctypedef double real "fl_real"
     enum:
-        PANEL "FL_PANEL"
         CACHE_LINE "FL_CACHE_LINE"
 
 
 # Sizes
+
+cdef enum:
+    WIDEST_PANEL = 16       # PANEL of float32, a multiple of the other
 
 cdef inline Py_ssize_t tiles(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
     """How many tiles of that size cover n."""
@@ -33,12 +34,12 @@ cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t part, Py_ssize_t parts, Py
     return min(tiles(n, size) * part // parts * size, n)
 
 
-cdef inline Py_ssize_t padded(Py_ssize_t D) noexcept nogil:
+cdef inline Py_ssize_t padded_to(Py_ssize_t D, Py_ssize_t panel) noexcept nogil:
     """The stride of rows of D values: an odd number of whole panels, each of which is as wide as a cache line.
 
     With an even number, a column of a tall matrix would fall into few sets of the L1 cache and evict itself.
     """
-    return (tiles(D, PANEL) | 1) * PANEL
+    return (tiles(D, panel) | 1) * panel
 
 
 # Memory and threads
@@ -76,11 +77,6 @@ cdef inline void *take(Arena *arena, Py_ssize_t n, size_t item) noexcept nogil:
     return arena.base + begin if arena.base != NULL else NULL
 
 
-cdef inline real *take_values(Arena *arena, Py_ssize_t rows, Py_ssize_t width) noexcept nogil:
-    """take, for an array (rows, width) of a model's values."""
-    return <real *>take(arena, times(rows, width), sizeof(real))
-
-
 cdef class Buffer:
     cdef void *memory
     cdef size_t size            # bytes, from the first whole cache line on
@@ -88,6 +84,15 @@ cdef class Buffer:
     cdef Arena arena
     cdef bint lays_out(self) except -1
     cdef void *array(self, Py_ssize_t n, size_t item) except NULL
+
+
+cdef class Floats:
+    cdef Py_buffer view
+    cdef bint held
+    cdef void *data
+    cdef size_t itemsize
+    cdef Py_ssize_t rows        # values of a vector
+    cdef Py_ssize_t columns
 
 
 cdef int refuse(str what, str why) except -1
@@ -134,8 +139,9 @@ cdef struct Tokens:
 cdef struct Rows:
     Py_ssize_t N            # rows
     Py_ssize_t ld           # stride of x
-    double *x               # (N, ld) the rows of X
-    double *targets         # (N, n_out) where y holds values
+    size_t itemsize         # of x and targets
+    void *x                 # (N, ld) the rows of X
+    void *targets           # (N, n_out) where y holds values
     int64_t *classes        # (N,) where y holds class ids
     double *weights         # (N,) 1 / rows
     Py_ssize_t n_in         # columns of X
@@ -182,20 +188,27 @@ cdef inline Py_ssize_t norm_blocks(Py_ssize_t n) noexcept nogil:
 
 
 cdef class Kernels:
-    cdef void scale(self, double *x, Py_ssize_t n, double factor) noexcept nogil
-    cdef double norm2(self, const double *x, Py_ssize_t n, double *partial) noexcept nogil
-    cdef Py_ssize_t clip_values(self, double *x, Py_ssize_t n, double limit) noexcept nogil
+    cdef size_t itemsize        # of a value: the engine's precision
+    cdef double squarable       # the square of a larger value is infinite
+    cdef double moderate        # a tenth of that
+    cdef double large           # a hundredth of what can be added to any finite value
+    cdef Floats vector(self, array, bint writable)
+    cdef Floats matrix(self, array, bint writable)
+    cdef void scale(self, void *x, Py_ssize_t n, double factor) noexcept nogil
+    cdef double norm2(self, const void *x, Py_ssize_t n, double *partial) noexcept nogil
+    cdef double largest(self, const void *x, const void *before, Py_ssize_t n) noexcept nogil
+    cdef Py_ssize_t clip_values(self, void *x, Py_ssize_t n, double limit) noexcept nogil
     cdef void embed(self, const int64_t *inputs, const int64_t *positions, Py_ssize_t N, Py_ssize_t D,
-                    const double *wte, const double *wpe, double *x) noexcept nogil
-    cdef void scatter(self, const int64_t *ids, Py_ssize_t N, Py_ssize_t D, const double *dx,
-                      double *dtable) noexcept nogil
-    cdef int logits(self, Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const double *x, const double *lm_head,
-                    double *logits) except -1
-    cdef int logits_grad(self, Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const double *x, const double *lm_head,
-                         const double *dlogits, double *dx, double *dlm_head) except -1
-    cdef int cross_entropy(self, Py_ssize_t N, Py_ssize_t V, const double *logits, const int64_t *targets,
-                           double *losses, double *dlogits) except -1
-    cdef void adam(self, double *grad, double *param, double *m, double *v, Py_ssize_t n, double lr, double beta1,
+                    const void *wte, const void *wpe, void *x) noexcept nogil
+    cdef void scatter(self, const int64_t *ids, Py_ssize_t N, Py_ssize_t D, const void *dx,
+                      void *dtable) noexcept nogil
+    cdef int logits(self, Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const void *x, const void *lm_head,
+                    void *logits) except -1
+    cdef int logits_grad(self, Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const void *x, const void *lm_head,
+                         const void *dlogits, void *dx, void *dlm_head) except -1
+    cdef int cross_entropy(self, Py_ssize_t N, Py_ssize_t V, const void *logits, const int64_t *targets,
+                           double *losses, void *dlogits) except -1
+    cdef void adam(self, void *grad, void *param, void *m, void *v, Py_ssize_t n, double lr, double beta1,
                    double beta2, double eps, int64_t t, double weight_decay, bint decoupled, double grad_scale,
                    bint zero_grad) noexcept nogil
 
@@ -203,8 +216,8 @@ cdef class Kernels:
 cdef class Model:
     cdef Kernels kernels
     cdef object arrays                      # params and grads, kept alive for the pointers
-    cdef const double *params
-    cdef double *grads
+    cdef const void *params
+    cdef void *grads
     cdef readonly Py_ssize_t size
     cdef Buffer work
     cdef Py_ssize_t room                    # predictions that the workspace is laid out for, or -1
@@ -213,7 +226,6 @@ cdef class Model:
     cdef bint busy                          # whether a pass is at work; see check_free
     cdef bint add                           # whether backward adds to grads, or overwrites what is there
     cdef dict places(self, dict tensors)
-    cdef void point(self, Py_ssize_t place, const double **param, double **grad) noexcept
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1
     cdef int make_room(self, Py_ssize_t predictions) except -1
     cdef void lay_out(self, Arena *arena, Py_ssize_t predictions) noexcept nogil
@@ -224,27 +236,23 @@ cdef class Model:
 cdef class LanguageModel(Model):
     cdef readonly Py_ssize_t V, D, T
     cdef Py_ssize_t cached                  # positions whose keys and values generation has kept
-    cdef void write_logits(self, double *logits) noexcept nogil
+    cdef void write_logits(self, void *logits) noexcept nogil
     cdef int prepare_generation(self) except -1
-    cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, double *logits) noexcept nogil
+    cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, void *logits) noexcept nogil
 
 
 cdef class ArrayModel(Model):
     cdef Py_ssize_t n_out
     cdef int bind_inputs(self, Batch batch, Py_ssize_t predictions) except -1
-    cdef void write_outputs(self, double *out) noexcept nogil
+    cdef void write_outputs(self, void *out) noexcept nogil
 
 
 cdef struct Segment:
-    double *grad                # (n,), as are the others
-    double *param
-    double *state[2]            # Adam's moments, SGD's velocity; NULL where there are fewer
+    void *grad                  # (n,), as are the others
+    void *param
+    void *state[2]              # Adam's moments, SGD's velocity; NULL where there are fewer
     Py_ssize_t n
     double decay                # weight decay
-
-
-cdef double LARGE
-cdef double MODERATE
 
 
 cdef class Optimizer:
@@ -262,6 +270,7 @@ cdef class Optimizer:
     cdef double moment          # a bound on the first moments' size; infinite where none is known
     cdef double param           # the same of the parameters, within a compiled call: between calls users write to them
     cdef bint busy              # whether a step is at work; see check_free
+    cdef void *pointer(self, array, Py_ssize_t n, list arrays) except? NULL
     cdef bint view(self, Py_ssize_t i, grad) except -1
     cdef bint update(self, double lr, double grad_scale, double largest) noexcept nogil
     cdef bint update_unseen(self, double lr) noexcept nogil

@@ -3,27 +3,36 @@
 # Uses: declarations, simd, logits, cross_entropy, embedding, norm, adam.
 
 cdef class EngineKernels(Kernels):
-    cdef void scale(self, real *x, Py_ssize_t n, double factor) noexcept nogil:
+    def __cinit__(self):
+        self.itemsize = sizeof(real)
+        self.squarable, self.moderate, self.large = SQUARABLE, MODERATE, LARGE
+
+    cdef void scale(self, void *x, Py_ssize_t n, double factor) noexcept nogil:
         cdef Py_ssize_t i
+        cdef real *x_ = <real *>x
+        cdef real factor_ = <real>factor        # as Adam reads it
         for i in range(n):
-            x[i] *= factor
+            x_[i] *= factor_
 
-    cdef double norm2(self, const real *x, Py_ssize_t n, double *partial) noexcept nogil:
-        return norm2(x, n, partial)
+    cdef double norm2(self, const void *x, Py_ssize_t n, double *partial) noexcept nogil:
+        return norm2(<const real *>x, n, partial)
 
-    cdef Py_ssize_t clip_values(self, real *x, Py_ssize_t n, double limit) noexcept nogil:
-        return clip_values(x, n, limit)
+    cdef double largest(self, const void *x, const void *before, Py_ssize_t n) noexcept nogil:
+        return largest_of(<const real *>x, <const real *>before, n)
+
+    cdef Py_ssize_t clip_values(self, void *x, Py_ssize_t n, double limit) noexcept nogil:
+        return clip_values(<real *>x, n, limit)
 
     cdef void embed(self, const int64_t *inputs, const int64_t *positions, Py_ssize_t N, Py_ssize_t D,
-                    const real *wte, const real *wpe, real *x) noexcept nogil:
-        embed(inputs, positions, N, D, wte, wpe, x, D)
+                    const void *wte, const void *wpe, void *x) noexcept nogil:
+        embed(inputs, positions, N, D, <const real *>wte, <const real *>wpe, <real *>x, D)
 
-    cdef void scatter(self, const int64_t *ids, Py_ssize_t N, Py_ssize_t D, const real *dx,
-                      real *dtable) noexcept nogil:
-        scatter(ids, N, D, dx, D, dtable)
+    cdef void scatter(self, const int64_t *ids, Py_ssize_t N, Py_ssize_t D, const void *dx,
+                      void *dtable) noexcept nogil:
+        scatter(ids, N, D, <const real *>dx, D, <real *>dtable)
 
-    cdef int logits(self, Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const real *x, const real *lm_head,
-                    real *logits) except -1:
+    cdef int logits(self, Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const void *x, const void *lm_head,
+                    void *logits) except -1:
         cdef Buffer work = Buffer()
         cdef real *panel = NULL
         cdef real *tile = NULL
@@ -31,11 +40,11 @@ cdef class EngineKernels(Kernels):
             panel = take_values(&work.arena, PANEL, D)
             tile = take_values(&work.arena, PANEL, V_TILE)
         with nogil:
-            logits_rows(N, D, V, x, lm_head, logits, panel, tile)
+            logits_rows(N, D, V, <const real *>x, <const real *>lm_head, <real *>logits, panel, tile)
         return 0
 
-    cdef int logits_grad(self, Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const real *x, const real *lm_head,
-                         const real *dlogits, real *dx, real *dlm_head) except -1:
+    cdef int logits_grad(self, Py_ssize_t N, Py_ssize_t D, Py_ssize_t V, const void *x, const void *lm_head,
+                         const void *dlogits, void *dx, void *dlm_head) except -1:
         cdef Py_ssize_t ld = padded(D), panels = round_up(N, PANEL)
         cdef Buffer work = Buffer()
         cdef real *x_rows = NULL
@@ -46,22 +55,23 @@ cdef class EngineKernels(Kernels):
             weight = take_values(&work.arena, V_TILE, ld)
             tile = take_values(&work.arena, panels, V_TILE)
         with nogil:
-            logits_rows_grad(N, D, V, x, lm_head, dlogits, dx, dlm_head, x_rows, weight, tile)
+            logits_rows_grad(N, D, V, <const real *>x, <const real *>lm_head, <const real *>dlogits, <real *>dx,
+                             <real *>dlm_head, x_rows, weight, tile)
         return 0
 
-    cdef int cross_entropy(self, Py_ssize_t N, Py_ssize_t V, const real *logits, const int64_t *targets,
-                           double *losses, real *dlogits) except -1:
+    cdef int cross_entropy(self, Py_ssize_t N, Py_ssize_t V, const void *logits, const int64_t *targets,
+                           double *losses, void *dlogits) except -1:
         cdef Buffer work = Buffer()
         cdef real *panel = <real *>work.array(times(PANEL, V), sizeof(real))
         with nogil:
-            cross_entropy_rows(N, V, logits, targets, losses, dlogits, panel)
+            cross_entropy_rows(N, V, <const real *>logits, targets, losses, <real *>dlogits, panel)
         return 0
 
-    cdef void adam(self, real *grad, real *param, real *m, real *v, Py_ssize_t n, double lr, double beta1,
+    cdef void adam(self, void *grad, void *param, void *m, void *v, Py_ssize_t n, double lr, double beta1,
                    double beta2, double eps, int64_t t, double weight_decay, bint decoupled, double grad_scale,
                    bint zero_grad) noexcept nogil:
         cdef AdamStep c = adam_scalars(lr, beta1, beta2, eps, t, grad_scale, weight_decay, decoupled)
-        adam_run(grad, param, m, v, n, &c, zero_grad)
+        adam_run(<real *>grad, <real *>param, <real *>m, <real *>v, n, &c, zero_grad)
 
 
 kernels = EngineKernels()

@@ -1,6 +1,6 @@
 # One layer alone, forward and backward, for tests/test_layers.py: rows in, panels inside, rows out.
 #
-# Uses: declarations, matmul, layer, head, embedding.
+# Uses: declarations, simd, matmul, layer, head, embedding.
 
 def one_layer(Layer layer not None, Py_ssize_t N, Py_ssize_t parts, dict given not None):
     """Run a layer for N tokens, and sum the gradients of its weights in `parts` parts, as so many threads would.

@@ -25,16 +25,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 BOOLS = (bool, np.bool_)
 MOST_SEED = 2**128      # what NumPy recommends at most
+DTYPES = np.dtype(np.float64), np.dtype(np.float32)     # of models, and of the arrays of one call
 
 
 def array(
-    name: str, x: Any, shape: tuple[int | None, ...] | None = None, dtype: DTypeLike = np.float64,
+    name: str, x: Any, shape: tuple[int | None, ...] | None = None, dtype: DTypeLike | None = None,
     writeable: bool = False,
 ) -> Array:
     """Return x as a NumPy array over the same memory, as the compiled loops need it; never a copy.
 
     x : NumPy array, or anything that NumPy can view (a CPU torch tensor, an array.array).
     shape : sizes, None where any size will do; no axis but the first may be empty.  Any shape if omitted.
+    dtype : what it must have; None for float64 or float32.
 
     Raises TypeError for something else than an array and for another dtype or byte order; ValueError for another
     shape, and for memory that is not C-contiguous, not aligned or (where needed) not writeable.
@@ -48,8 +50,9 @@ def array(
         # Two views have one address; two copies, both alive, have not.
         if _address(a) != _address(again):
             raise TypeError(f"{name} is a {type(x).__name__}; expected an array that NumPy can view without a copy")
-    if a.dtype != dtype:
-        raise TypeError(f"{name} has dtype {a.dtype}; expected {np.dtype(dtype)} (fastloop never makes a silent copy)")
+    if a.dtype not in DTYPES if dtype is None else a.dtype != dtype:
+        expected = "float64 or float32" if dtype is None else np.dtype(dtype)
+        raise TypeError(f"{name} has dtype {a.dtype}; expected {expected} (fastloop never makes a silent copy)")
     if shape is not None and not _fits(a.shape, shape):
         needed = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{name} has shape {a.shape}; expected ({needed}{',' if len(shape) == 1 else ''})")
@@ -125,6 +128,23 @@ def choice(name: str, x: Any, *choices: str) -> Any:
     if not isinstance(x, str) or x not in choices:
         raise ValueError(f"{name} = {x!r} is not one of {', '.join(map(repr, choices))}")
     return str(x)
+
+
+def dtype(x: Any) -> np.dtype[Any]:
+    """x, anything that NumPy makes a dtype of, as the dtype float64 or float32."""
+    try:
+        plain = np.dtype(x)
+    except TypeError:
+        raise TypeError(f"dtype = {x!r} is no dtype of NumPy; expected 'float64' or 'float32'") from None
+    if plain not in DTYPES:
+        raise TypeError(f"dtype = {x!r}: values are float64 or float32, {plain} is not offered")
+    return plain
+
+
+@np.errstate(over="ignore", under="ignore")
+def rounded(x: float, dtype: np.dtype[Any]) -> float:
+    """The number of that dtype that is nearest to x: 0 or infinite where it holds none so small or large."""
+    return float(dtype.type(x))
 
 
 def seed(x: Any) -> int | None:

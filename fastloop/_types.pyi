@@ -15,6 +15,7 @@ from ._core import variant
 Array: TypeAlias = NDArray[Any]
 Bools: TypeAlias = NDArray[np.bool_]
 Floats: TypeAlias = NDArray[np.float64]
+Values: TypeAlias = NDArray[Any]        # float64 or float32, as the model is, or the arrays of a call
 Ints: TypeAlias = NDArray[np.int64]
 
 # Python's numbers and NumPy's, as _check.whole, number and flag take them.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._check import DTYPES
 from ._core import variant
 from .data import choose
 from .errors import DataError
@@ -14,7 +15,7 @@ from .errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from ._types import Array, Floats, Ints
+    from ._types import Array, Ints, Values
 
 SHOWN = 10      # labels in a message
 
@@ -29,22 +30,23 @@ ADVICE = {
 
 
 def pack_arrays(
-    X: ArrayLike, y: ArrayLike | None, n_in: int, n_out: int, of_classes: bool, classes: Array | None = None
+    X: ArrayLike, y: ArrayLike | None, n_in: int, n_out: int, of_classes: bool, classes: Array | None = None,
+    dtype: np.dtype[Any] = DTYPES[0],
 ) -> tuple[variant.ArrayData, Array | None]:
     """(ArrayData, classes): copies of X and y in the layout that the compiled models read; and the class labels in the
     order of their ids.
 
     X: (N, n_in), or (N,) where n_in is 1; N at least 1.  y: (N, n_out), or (N,) where n_out is 1; with `of_classes`
     (N,) labels, see `class_ids`; None where only predictions are wanted.  Lists, DataFrames and whatever NumPy makes
-    arrays of serve as well; integers, bool and shorter floats are widened.
-    Raises TypeError for other kinds; ValueError for shapes and for values that are not finite, IndexError for class ids
-    out of range, DataError for labels that are no classes, with the place.
+    arrays of serve as well; integers, bool and floats become `dtype`.
+    Raises TypeError for other kinds; ValueError for shapes and for values that are not finite, or not in that dtype,
+    IndexError for class ids out of range, DataError for labels that are no classes, with the place.
     """
-    X = _matrix("X", X, n_in)
+    X = _matrix("X", X, n_in, dtype)
     if y is None:
         return variant.ArrayData(X), classes
     if not of_classes:
-        return variant.ArrayData(X, _matrix("y", y, n_out)), None
+        return variant.ArrayData(X, _matrix("y", y, n_out, dtype)), None
     ids, classes = class_ids(y, n_out, classes)
     return variant.ArrayData(X, None, ids), classes
 
@@ -145,7 +147,8 @@ def _odd(name: str, array: Array, kind: type[object]) -> str | None:
     return None
 
 
-def _matrix(name: str, value: ArrayLike, columns: int) -> Floats:
+@np.errstate(over="ignore", under="ignore")     # of what is narrowed
+def _matrix(name: str, value: ArrayLike, columns: int, dtype: np.dtype[Any]) -> Values:
     array = _read(name, value)
     if array.dtype.kind not in "iub" and (array.dtype.kind != "f" or array.dtype.itemsize > 8):
         if array.dtype.kind == "O":
@@ -158,12 +161,13 @@ def _matrix(name: str, value: ArrayLike, columns: int) -> Floats:
         array = array.reshape(-1, 1)
     if array.ndim != 2 or array.shape[1] != columns or not len(array):
         raise ValueError(f"{name} has shape {shape}, expected (N, {columns}) with N of at least 1")
-    array = np.array(array, np.float64, order="C")      # a copy, so what is checked now is what is read later
+    given, array = array, np.array(array, dtype, order="C")     # a copy, so what is checked now is what is read later
     finite = np.isfinite(array)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         place = f"{name}[{row}]" if len(shape) == 1 else f"{name}[{row}, {column}]"
-        raise ValueError(f"{place} = {array[row, column]} is not finite")
+        why = f"is more than a {dtype} can be" if np.isfinite(given[row, column]) else "is not finite"
+        raise ValueError(f"{place} = {given[row, column]} {why}")
     return array
 
 

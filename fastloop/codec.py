@@ -52,10 +52,11 @@ ENTRIES: dict[str, dict[str, tuple[Any, ...]]] = {
         "interrupted": ((bool,),),
     },
 }
-# The same for arrays: dtype, and the least allowed value, all values finite (None: any value, also NaN).
-ARRAYS: dict[str, tuple[type, float | None]] = {
-    "params": (np.float64, None), "exp_avg": (np.float64, -INF), "exp_avg_sq": (np.float64, 0.0),
-    "momentum_buffer": (np.float64, -INF), "run/best_params": (np.float64, None),
+# The same for arrays: dtype (None: the model's), and the least allowed value, all values finite (None: any value, also
+# NaN).
+ARRAYS: dict[str, tuple[type | None, float | None]] = {
+    "params": (None, None), "exp_avg": (None, -INF), "exp_avg_sq": (None, 0.0), "momentum_buffer": (None, -INF),
+    "run/best_params": (None, None),
     **{f"run/history/{name}": (np.float64, None) for name in ("loss", "lr", "norm", "seconds", "evaluation_loss")},
     "run/history/clipped": (np.bool_, None), "run/history/evaluation_step": (np.int64, 0),
 }
@@ -141,12 +142,12 @@ def unpack(kind: type[AnyTrainer], path: Path, arrays: Arrays, meta: Meta, sched
         )
         for prefix, params in {"params": model.params, **optimizer.flats}.items():
             for name, shape in params.shapes.items():
-                params[name] = take_array(arrays, prefix, f"{prefix}/{name}", shape)
+                params[name] = take_array(arrays, prefix, f"{prefix}/{name}", shape, model.dtype)
         if type(t) is not int or not 0 <= t <= 2**53:
             raise ValueError(f"optimizer.t = {t!r} is not a number of steps")
         optimizer.t, trainer.steps, trainer.notes = t, meta["steps"], meta["notes"]
         if meta["run"] is not None:
-            trainer.last_fit = unpack_fit(arrays, meta["run"], trainer.steps, model.num_params)
+            trainer.last_fit = unpack_fit(arrays, meta["run"], trainer.steps, model)
         if arrays:
             raise CheckpointError(f"{path}: holds arrays that are not known: {', '.join(arrays)}")
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
@@ -165,7 +166,7 @@ def make(classes: dict[str, Any], description: Meta) -> Any:
     return made
 
 
-def unpack_fit(arrays: Arrays, meta: Meta, steps: int, num_params: int) -> Fit:
+def unpack_fit(arrays: Arrays, meta: Meta, steps: int, model: models.Model) -> Fit:
     """The fit of a trainer that has taken `steps` in all; ValueError where its entries do not fit."""
     settings = Settings(**{name: meta[name] for name in Settings.__dataclass_fields__})
     fit, columns = Fit(settings, meta["start"]), {}
@@ -173,7 +174,7 @@ def unpack_fit(arrays: Arrays, meta: Meta, steps: int, num_params: int) -> Fit:
     for kind in ARRAYS:
         if kind.startswith("run/history/"):
             shape = (evaluations if "evaluation" in kind else rows,)
-            columns[kind.removeprefix("run/history/")] = take_array(arrays, kind, kind, shape)
+            columns[kind.removeprefix("run/history/")] = take_array(arrays, kind, kind, shape, model.dtype)
     if rows > min(steps - fit.start, settings.steps):
         raise ValueError(f"{rows} steps in the history of a run that began after {fit.start} of {steps}")
     for name in STATE:
@@ -181,7 +182,8 @@ def unpack_fit(arrays: Arrays, meta: Meta, steps: int, num_params: int) -> Fit:
     if (fit.best_loss is None) != (fit.best_step is None):
         raise ValueError(f"run.best_loss = {fit.best_loss}, but run.best_step = {fit.best_step}")
     if settings.restore_best and fit.best_loss is not None:
-        fit.best_params = take_array(arrays, "run/best_params", "run/best_params", (num_params,))
+        best = "run/best_params"
+        fit.best_params = take_array(arrays, best, best, (model.num_params,), model.dtype)
     fit.history = History.from_arrays(columns, meta["history"])
     return fit
 
@@ -205,12 +207,13 @@ def check_description(meta: Meta) -> None:
                 raise ValueError(f"{place} = {value} is outside [{interval[0]}, {interval[1]})")
 
 
-def take_array(arrays: Arrays, kind: str, name: str, shape: tuple[int, ...]) -> Array:
+def take_array(arrays: Arrays, kind: str, name: str, shape: tuple[int, ...], of_model: np.dtype[Any]) -> Array:
     """Remove the entry `name` from arrays and return it; ValueError where it is not of that shape, or not what ARRAYS
-    says of its kind."""
+    says of its kind; of_model: the model's dtype."""
     array, (dtype, low) = arrays.pop(name), ARRAYS[kind]
+    dtype = of_model if dtype is None else np.dtype(dtype)
     if array.dtype != dtype or array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape} of {array.dtype}, expected {shape} of {np.dtype(dtype)}")
+        raise ValueError(f"{name} has shape {array.shape} of {array.dtype}, expected {shape} of {dtype}")
     if low is not None and not ((array >= low) & (array < INF) & (array > -INF)).all():
         raise ValueError(f"{name} has values that are not finite{', or negative ones' * (low == 0)}")
     return array

@@ -6,6 +6,7 @@ from typing import TextIO
 import numpy as np
 
 from . import _core
+from ._check import DTYPES
 from .threads import get_num_threads
 
 
@@ -17,6 +18,7 @@ def show_config(file: TextIO | None = None) -> None:
         "fastloop": __version__,
         "instruction set": f"{_core.isa} (this CPU: {', '.join(_core.supported)})",
         "compiler": _core.compiler,
+        "precisions": ", ".join(map(str, DTYPES)),
         "threads": f"{get_num_threads()}{'' if _core.variant.openmp else ' (built without OpenMP)'}",
         "numpy": np.__version__,
         "python": f"{sys.version.split()[0]} on {sys.platform}",

@@ -45,6 +45,8 @@ SWING = 0.2, 0.5        # of the loss at the start: an undamped loss falls below
                         # above the other; a healthy loss does not come back, with momentum neither
 TURNS = 0.5             # turning points of the norm per step; noise has 2/3
 TINY = 1e-300           # in place of a zero that is divided by
+FORGOTTEN = {8: 1e-290, 4: 1e-35}       # by the bytes of a value: a moment that decays below this becomes 0
+RARE = 1e-12            # of the largest second moment: a row's own, when it has been used, is above
 
 
 @dataclass(frozen=True)
@@ -397,7 +399,8 @@ def _vanishing_tensors(trainer: Trainer) -> list[Finding]:
 def _dead_rows(trainer: Trainer) -> list[Finding]:
     """Rows that nothing reaches, told by the optimiser's moments: the gradients themselves are gone after a step."""
     findings = []
-    beta = getattr(trainer.optimizer, "betas", (0.0,))[0]
+    beta, beta2 = getattr(trainer.optimizer, "betas", (0.0, 0.0))
+    forgotten = FORGOTTEN[trainer.model.dtype.itemsize]
     v, m = _moments(trainer, "exp_avg_sq"), _moments(trainer, "exp_avg")
     for name in m:
         if m[name].ndim != 2 or name == "wpe":      # positions past the longest document are no fault
@@ -407,10 +410,15 @@ def _dead_rows(trainer: Trainer) -> list[Finding]:
             # A rare token is not a dead one: only rows that were never used, in a run where all should have been.
             if trainer.history.predictions < SEEN * len(rows):
                 continue
+            # In a long run the moment of a row that was used early may have decayed to nothing.
+            if float(v[name].max()) * RARE * beta2**trainer.optimizer.t < forgotten:
+                continue
             dead, why = ~v[name].any(axis=1), "never had a gradient"
             advice = "These tokens do not occur in what was trained on: make the tokenizer from the training documents."
         else:
             if trainer.steps < SILENT_STEPS or beta < 0.5:      # a short memory holds one batch and little more
+                continue
+            if beta**SILENT_STEPS * float(rows.max()) < forgotten:
                 continue
             dead, why = rows <= beta**SILENT_STEPS * rows.max(), f"had no gradient for {SILENT_STEPS} steps or more"
             advice = "What no example switches on stays off: try a smaller learning rate or smaller initial weights."

@@ -27,7 +27,7 @@ from .history import History
 from .sampler import ORDERS, Sampler
 
 if TYPE_CHECKING:
-    from ._types import Array, Floats
+    from ._types import Array, Floats, Values
     from .threads import Pace
     from .trainer import Trainer
 
@@ -127,7 +127,7 @@ class Fit:
     start: int                          # the trainer's step count when the fit began
     best_loss: float | None             # the lowest loss evaluated, and after which step of the fit
     best_step: int | None
-    best_params: Floats | None          # a copy, where restore_best asks for it
+    best_params: Values | None          # a copy, where restore_best asks for it
     stale: int                          # evaluations since the best
     validation_fingerprint: int | None  # of the validation data, where there are any
     history: History
@@ -144,7 +144,7 @@ class Fit:
             raise ValueError(f"steps = {steps}: the fit has {self.settings.steps}, and can only be made longer")
         self.settings = replace(self.settings, steps=steps)
 
-    def look(self, loss: float, done: int, params: Floats) -> bool:
+    def look(self, loss: float, done: int, params: Values) -> bool:
         """Record the loss of an evaluation; returns whether it is the best so far."""
         settings = self.settings
         self.history.evaluations.append((done, loss))

@@ -104,6 +104,8 @@ FLAGS = {
         "n-layer": Flag(size, default_of(GPT, "n_layer"), "layers of a gpt", FOR_GPT),
         "n-head": Flag(size, default_of(GPT, "n_head"), "attention heads of a gpt", FOR_GPT),
         "init-std": Flag(number, default_of(GPT, "init_std"), "standard deviation of the initial weights"),
+        "dtype": Flag(("float64", "float32"), default_of(GPT, "dtype"), "precision of the parameters and of what is "
+                      "computed; losses are float64"),
     },
     "training": {
         "steps": Flag(size, COURSE["steps"], "training steps"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EPS = float(np.finfo(np.float64).eps)
 COMPLEX_STEP = 1e-30
+EPS_FLOAT32, TOL_FLOAT32 = float(np.finfo(np.float32).eps), 1e-4
 STEP = 2.0**-17     # about the cube root of EPS: truncation, h^2, balances rounding, eps / h
 
 # The derivative is the sum of weight times loss(p + offset h), over h; each formula as pairs (offset, weight).  Those
@@ -93,7 +94,9 @@ def gradcheck(
     """Compare analytic gradients with numerical ones; returns a GradCheck.
 
     gradcheck(model, batch): one of fastloop's models and a batch for it (trainer.batch(docs)), by central differences
-    through the compiled forward pass.  Parameters and gradients are left as they were.
+    through the compiled forward pass.  Parameters and gradients are left as they were.  The gradient of a float32 model
+    is compared with differences of its twin in float64, model.astype("float64") on the same batch: those of float32
+    would drown in rounding.
 
     gradcheck(loss, params, grads): loss(params) is the user's function and returns one number; params is a float64
     array, or a list, tuple or dict of them; grads are the analytic gradients in the same form.  loss is given copies in
@@ -102,8 +105,9 @@ def gradcheck(
 
     samples: check at most so many elements of each tensor, drawn at random by `seed`; None for all.  Each costs two
     losses (by complex step, one).  tol: largest error, relative to the tensor's largest numerical gradient; default
-    1e-10 by complex step, 1e-6 by differences.  Differences are also allowed their own round-off: 4 eps / h times the
-    sum of |weight loss| over the losses that they are made of.
+    1e-10 by complex step, 1e-6 by differences, 1e-4 for a model of float32.  Differences are also allowed their own
+    round-off: 4 eps / h times the sum of |weight loss| over the losses that they are made of; a gradient of float32
+    its own, four times what an error in the last place of every parameter does to it.
 
     A wrong gradient raises nothing: print what is returned, or look at .ok.  Raises TypeError or ValueError for
     arguments that do not fit each other, and what loss raises.
@@ -128,7 +132,8 @@ def gradcheck(
     return _check_loss(model_or_loss, batch_or_params, grads, tol, samples, rng)
 
 
-def _check_model(model: Any, batch: Any, tol: float | None, samples: int | None, rng: Generator) -> GradCheck:
+def _check_model(original: Any, batch: Any, tol: float | None, samples: int | None, rng: Generator) -> GradCheck:
+    model = original
     if not isinstance(batch, _core.variant.Batch):
         raise TypeError(f"batch is a {type(batch).__name__}; expected what trainer.batch(...) makes")
     if hasattr(model, "gate"):
@@ -136,13 +141,42 @@ def _check_model(model: Any, batch: Any, tol: float | None, samples: int | None,
     loop = _core.variant.Loop(model.make_core(), None)
     params, grads = model.params.flat.copy(), model.grads.flat.copy()
     try:
-        loop.zero_grad()
-        loop.forward(batch)
-        loop.backward()
-        analytic = {name: g.copy() for name, g in model.grads.items()}
-        return _by_differences(dict(model.params), analytic, lambda: loop.forward(batch), tol, samples, rng)
+        analytic, slack = _gradient(loop, model, batch), None
+        if model.params.flat.dtype == np.float32:
+            model, batch, tol = model.astype(np.float64), _widened(batch), TOL_FLOAT32 if tol is None else tol
+            loop = _core.variant.Loop(model.make_core(), None)
+            slack = _slack(loop, model, batch, rng)
+        return _by_differences(dict(model.params), analytic, lambda: loop.forward(batch), tol, samples, rng, slack)
     finally:
-        model.params.flat[:], model.grads.flat[:] = params, grads
+        original.params.flat[:], original.grads.flat[:] = params, grads
+
+
+def _gradient(loop: _core.variant.Loop, model: Any, batch: Any) -> dict[str, Array]:
+    loop.zero_grad()
+    loop.forward(batch)
+    loop.backward()
+    return {name: g.copy() for name, g in model.grads.items()}
+
+
+def _slack(loop: _core.variant.Loop, model: Any, batch: Any, rng: Generator) -> dict[str, float]:
+    """How far rounding in float32 may move the gradient of each tensor where it cancels to next to nothing: some times
+    what an error of the last place in every parameter does to the gradient in float64."""
+    before, exact = model.params.flat.copy(), _gradient(loop, model, batch)
+    model.params.flat[:] += EPS_FLOAT32 * np.maximum(1.0, np.abs(before)) * rng.choice([-1.0, 1.0], before.size)
+    moved = _gradient(loop, model, batch)
+    model.params.flat[:] = before
+    return {name: 4.0 * float(np.abs(moved[name] - exact[name]).max(initial=0.0)) for name in exact}
+
+
+def _widened(batch: Any) -> Any:
+    """The batch of a float32 model for one of float64: of arrays, one of the same rows; ids are ids."""
+    if not isinstance(batch, _core.variant.ArrayBatch):
+        return batch
+    made: Any = batch.__reduce__()[1]           # as pickle takes them apart
+    data, taken = made[1][0], made[2]
+    made = data.__reduce__()[1]
+    wide = [a.astype(np.float64) if a is not None and a.dtype == np.float32 else a for a in made[1]]
+    return _core.remade("ArrayBatch", (_core.remade("ArrayData", tuple(wide)),), taken)
 
 
 def _check_loss(
@@ -200,13 +234,13 @@ def _takes_complex(
 
 def _by_differences(
     tensors: dict[str, Array], analytic: dict[str, Array], evaluate: Callable[[], float], tol: float | None,
-    samples: int | None, rng: Generator,
+    samples: int | None, rng: Generator, slack: dict[str, float] | None = None,
 ) -> GradCheck:
     def slopes(flat: Array, k: int) -> Iterator[tuple[float, float]]:
         for formula in (CENTRAL, FORWARD, BACKWARD):
             yield _difference(evaluate, flat, k, formula)
 
-    return _compare(tensors, analytic, slopes, "central differences", 1e-6 if tol is None else tol, samples, rng)
+    return _compare(tensors, analytic, slopes, "central differences", 1e-6 if tol is None else tol, samples, rng, slack)
 
 
 def _difference(
@@ -227,9 +261,10 @@ def _difference(
 
 def _compare(
     tensors: dict[str, Array], analytic: dict[str, Array], slopes: Slopes, method: str, tol: float, samples: int | None,
-    rng: Generator,
+    rng: Generator, slack: dict[str, float] | None = None,
 ) -> GradCheck:
-    """slopes(flat, k) gives numerical derivatives by flat[k] with their rounding, one after the other while asked."""
+    """slopes(flat, k) gives numerical derivatives by flat[k] with their rounding, one after the other while asked;
+    slack: by tensor, what the analytic ones may have of it."""
     errors: dict[str, float] = {}
     worst: dict[str, tuple[tuple[int, ...], float, float]] = {}
     wrong: list[str] = []
@@ -237,7 +272,7 @@ def _compare(
     for name, tensor in tensors.items():
         if tensor.size == 0:
             continue
-        flat, exact = tensor.reshape(-1), analytic[name].reshape(-1).tolist()
+        flat, exact, own = tensor.reshape(-1), analytic[name].reshape(-1).tolist(), (slack or {}).get(name, 0.0)
         places = range(flat.size)
         if samples is not None and samples < flat.size:
             places = sorted(rng.choice(flat.size, samples, replace=False).tolist())
@@ -245,9 +280,9 @@ def _compare(
         largest = max((abs(slope) for slope, _ in first if math.isfinite(slope)), default=0.0)
         found = []      # (error beyond rounding, error, place, slope)
         for k, numerical in zip(places, first, strict=True):
-            error = _error(exact[k], *numerical)
+            error = _error(exact[k], *numerical, own)
             if error[0] > tol * largest:
-                error = min(_error(exact[k], *numerical) for numerical in slopes(flat, k))
+                error = min(_error(exact[k], *numerical, own) for numerical in slopes(flat, k))
             found.append((*error[:2], k, error[2]))
         beyond, error, k, slope = max(found)
         errors[name] = error / largest if largest else math.inf if error else 0.0
@@ -260,12 +295,12 @@ def _compare(
     return GradCheck(method, tol, errors, worst, wrong, checked)
 
 
-def _error(exact: float, slope: float, rounding: float) -> tuple[float, float, float]:
+def _error(exact: float, slope: float, rounding: float, slack: float) -> tuple[float, float, float]:
     """(distance beyond rounding, distance, slope); what is not a number is infinitely far."""
     error = abs(exact - slope)
     if not math.isfinite(error):
         return math.inf, math.inf, slope
-    return max(0.0, error - rounding), error, slope
+    return max(0.0, error - rounding - slack), error, slope
 
 
 # The forms in which users hold parameters: one array, or a list, tuple or dict of them.

@@ -3,10 +3,12 @@
 Each has the name and signature of its NumPy twin in fastloop.reference, and computes the same.  The loops are in csrc/;
 only checks and documentation live here.
 
-Common to all: arrays are float64, ids int64, native byte order, C-contiguous, and outputs are written in place.  NumPy
-arrays will do, and whatever NumPy can view without a copy, such as a CPU torch tensor.  Before anything is written,
+Common to all: the arrays of a call are all float64 or all float32, ids int64, losses float64, native byte order,
+C-contiguous, and outputs are written in place.  NumPy arrays will do, and whatever NumPy can view without a copy, such
+as a CPU torch tensor.  Before anything is written,
 
-- TypeError is raised for what is not an array (None, a list), for another dtype, and for what is not a number;
+- TypeError is raised for what is not an array (None, a list), for another dtype than the first array's, and for what is
+  not a number;
 - ValueError for shapes that do not fit each other, memory that is strided, unaligned or read-only where it
   is written to, an output that overlaps another argument, and a number out of its range;
 - IndexError for an id out of range, with its place: `targets[3] = 27 is outside [0, 27)`.
@@ -20,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._check import array, ids, number, separate, whole
-from ._core import variant
+from ._check import array, ids, number, rounded, separate, whole
+from ._core import engine
 
 if TYPE_CHECKING:
     from ._types import Array, Number, View, Whole
@@ -41,12 +43,12 @@ def embedding_forward(inputs: View, positions: View, wte: View, wpe: View, x: Vi
     positions = array("positions", positions, (N,), np.int64)
     wte = array("wte", wte, (None, None))
     V, D = wte.shape
-    wpe = array("wpe", wpe, (None, D))
-    x = array("x", x, (N, D), writeable=True)
+    wpe = array("wpe", wpe, (None, D), wte.dtype)
+    x = array("x", x, (N, D), wte.dtype, writeable=True)
     ids("inputs", inputs, V)
     ids("positions", positions, len(wpe))
     separate({"x": x}, {"inputs": inputs, "positions": positions, "wte": wte, "wpe": wpe})
-    variant.embedding_forward(inputs, positions, wte, wpe, x)
+    engine(wte.dtype).embedding_forward(inputs, positions, wte, wpe, x)
 
 
 def embedding_backward(inputs: View, positions: View, dx: View, dwte: View, dwpe: View) -> None:
@@ -63,12 +65,12 @@ def embedding_backward(inputs: View, positions: View, dx: View, dwte: View, dwpe
     positions = array("positions", positions, (N,), np.int64)
     dx = array("dx", dx, (N, None))
     D = dx.shape[1]
-    dwte = array("dwte", dwte, (None, D), writeable=True)
-    dwpe = array("dwpe", dwpe, (None, D), writeable=True)
+    dwte = array("dwte", dwte, (None, D), dx.dtype, writeable=True)
+    dwpe = array("dwpe", dwpe, (None, D), dx.dtype, writeable=True)
     ids("inputs", inputs, len(dwte))
     ids("positions", positions, len(dwpe))
     separate({"dwte": dwte, "dwpe": dwpe}, {"inputs": inputs, "positions": positions, "dx": dx})
-    variant.embedding_backward(inputs, positions, dx, dwte, dwpe)
+    engine(dx.dtype).embedding_backward(inputs, positions, dx, dwte, dwpe)
 
 
 def logits_forward(x: View, lm_head: View, logits: View) -> None:
@@ -80,10 +82,10 @@ def logits_forward(x: View, lm_head: View, logits: View) -> None:
     """
     x = array("x", x, (None, None))
     N, D = x.shape
-    lm_head = array("lm_head", lm_head, (None, D))
-    logits = array("logits", logits, (N, len(lm_head)), writeable=True)
+    lm_head = array("lm_head", lm_head, (None, D), x.dtype)
+    logits = array("logits", logits, (N, len(lm_head)), x.dtype, writeable=True)
     separate({"logits": logits}, {"x": x, "lm_head": lm_head})
-    variant.logits_forward(x, lm_head, logits)
+    engine(x.dtype).logits_forward(x, lm_head, logits)
 
 
 def logits_backward(x: View, lm_head: View, dlogits: View, dx: View, dlm_head: View) -> None:
@@ -97,13 +99,13 @@ def logits_backward(x: View, lm_head: View, dlogits: View, dx: View, dlm_head: V
     """
     x = array("x", x, (None, None))
     N, D = x.shape
-    lm_head = array("lm_head", lm_head, (None, D))
+    lm_head = array("lm_head", lm_head, (None, D), x.dtype)
     V = len(lm_head)
-    dlogits = array("dlogits", dlogits, (N, V))
-    dx = array("dx", dx, (N, D), writeable=True)
-    dlm_head = array("dlm_head", dlm_head, (V, D), writeable=True)
+    dlogits = array("dlogits", dlogits, (N, V), x.dtype)
+    dx = array("dx", dx, (N, D), x.dtype, writeable=True)
+    dlm_head = array("dlm_head", dlm_head, (V, D), x.dtype, writeable=True)
     separate({"dx": dx, "dlm_head": dlm_head}, {"x": x, "lm_head": lm_head, "dlogits": dlogits})
-    variant.logits_backward(x, lm_head, dlogits, dx, dlm_head)
+    engine(x.dtype).logits_backward(x, lm_head, dlogits, dx, dlm_head)
 
 
 def cross_entropy_forward(logits: View, targets: View, losses: View) -> None:
@@ -111,10 +113,10 @@ def cross_entropy_forward(logits: View, targets: View, losses: View) -> None:
 
     logits : (N, V); -inf means a probability of zero
     targets : (N,) int64 in [0, V)
-    losses : (N,), overwritten, in nats
+    losses : (N,) float64, overwritten, in nats
 
     With m the largest logit and r the sum of exp(l - m) over the others, the loss is (m - l_target) + log1p(r), so
-    that neither large logits nor a tiny loss lose precision.  exp(l - m) counts as 0 where l - m < -708.
+    that neither large logits nor a tiny loss lose precision.  exp(l - m) counts as 0 where l - m < -708 (float32: -87).
 
     Raises FloatingPointError for the first row whose loss is not finite: a logit is NaN or +inf, all are -inf, the
     target's is -inf, or the loss exceeds float64.  All of losses has been written by then.
@@ -122,10 +124,10 @@ def cross_entropy_forward(logits: View, targets: View, losses: View) -> None:
     logits = array("logits", logits, (None, None))
     N, V = logits.shape
     targets = array("targets", targets, (N,), np.int64)
-    losses = array("losses", losses, (N,), writeable=True)
+    losses = array("losses", losses, (N,), np.float64, writeable=True)
     ids("targets", targets, V)
     separate({"losses": losses}, {"logits": logits, "targets": targets})
-    variant.cross_entropy_forward(logits, targets, losses)
+    engine(logits.dtype).cross_entropy_forward(logits, targets, losses)
     _require_finite(losses, logits, targets)
 
 
@@ -147,13 +149,13 @@ def cross_entropy_backward(logits: View, targets: View, dlogits: View) -> float:
     if N == 0:
         raise ValueError(f"logits has shape {logits.shape}; expected at least one row, for a mean")
     targets = array("targets", targets, (N,), np.int64)
-    dlogits = array("dlogits", dlogits, (N, V), writeable=True)
+    dlogits = array("dlogits", dlogits, (N, V), logits.dtype, writeable=True)
     ids("targets", targets, V)
     separate({"dlogits": dlogits}, {"logits": logits, "targets": targets})
-    loss = variant.cross_entropy_backward(logits, targets, dlogits)
+    loss = engine(logits.dtype).cross_entropy_backward(logits, targets, dlogits)
     if not np.isfinite(loss):
         losses = np.empty(N)
-        variant.cross_entropy_forward(logits, targets, losses)
+        engine(logits.dtype).cross_entropy_forward(logits, targets, losses)
         _require_finite(losses, logits, targets)
         raise FloatingPointError(f"the mean of {N} losses is {loss}; the largest is {losses.max()}")
     return loss
@@ -193,22 +195,25 @@ def adam_step(
     D. P. Kingma and J. Ba, Adam, ICLR 2015, algorithm 1; I. Loshchilov and F. Hutter, Decoupled weight decay
     regularization, ICLR 2019.  One difference: at every 16th step (at each where a beta is below 0.1) a moment below
     1e-290 in size becomes zero, since arithmetic on the subnormal numbers it would decay to is many times slower; where
-    eps is below 1e-125 only one below (1e-20 eps)^2, too small to change a parameter.  A NaN or infinite gradient is
-    not refused, and spoils its own elements only; grad_norm serves as a finite check.
+    eps is below 1e-125 only one below (1e-20 eps)^2, too small to change a parameter.  In float32 the limits are 1e-35,
+    betas below 0.7, and (1e-9 eps)^2 where eps is below 3e-9, and what would add less than that to v counts as 0.
+    A NaN or infinite gradient is not refused, and spoils its own elements only; grad_norm serves as a finite check.
     """
     grad = array("grad", grad, writeable=zero_grad)
-    param = array("param", param, grad.shape, writeable=True)
-    m = array("m", m, grad.shape, writeable=True)
-    v = array("v", v, grad.shape, writeable=True)
+    param = array("param", param, grad.shape, grad.dtype, writeable=True)
+    m = array("m", m, grad.shape, grad.dtype, writeable=True)
+    v = array("v", v, grad.shape, grad.dtype, writeable=True)
     separate({"param": param, "m": m, "v": v}, {"grad": grad})
     lr = number("lr", lr, 0)
     beta1 = number("beta1", beta1, 0, 1)
     beta2 = number("beta2", beta2, 0, 1)
     eps = number("eps", eps, 0, above=True)
+    if grad.dtype != np.float64 and not 0.0 < rounded(eps, grad.dtype) < np.inf:
+        raise ValueError(f"eps = {eps} is {rounded(eps, grad.dtype)} in {grad.dtype}, expected a positive number there")
     t = whole("t", t)
     weight_decay = number("weight_decay", weight_decay, 0)
     grad_scale = number("grad_scale", grad_scale, above=True)
-    variant.adam_step(
+    engine(grad.dtype).adam_step(
         grad.reshape(-1), param.reshape(-1), m.reshape(-1), v.reshape(-1),
         lr, beta1, beta2, eps, t, weight_decay, decoupled, grad_scale, zero_grad,
     )
@@ -220,4 +225,5 @@ def grad_norm(grad: View) -> float:
     Neither overflows nor underflows unless the norm itself does.  It is not finite where an element is not, so that
     checking it is a finite check of the whole gradient.
     """
-    return variant.grad_norm(array("grad", grad).reshape(-1))
+    grad = array("grad", grad)
+    return engine(grad.dtype).grad_norm(grad.reshape(-1))

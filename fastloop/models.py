@@ -11,6 +11,7 @@ import numpy as np
 
 from . import _core, arrays, checkpoint, extras
 from ._check import choice, names_nearest, number, whole
+from ._check import dtype as checked_dtype
 from ._check import ids as check_ids
 from ._check import seed as checked_seed
 from .data import hold_out, pack
@@ -19,40 +20,58 @@ from .params import Params
 from .tokenizer import as_docs, as_tokenizer
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, DTypeLike
     from typing_extensions import Self
 
-    from ._types import Activation, Array, Floats, Ints, Loss, Number, Path, Shape, Tokenizer, Whole
+    from ._types import Activation, Array, Floats, Ints, Loss, Number, Path, Shape, Tokenizer, Values, Whole
 
 PREDICTIONS = 1024      # whose logits are computed at a time
 SIDE_BY_SIDE = 8        # documents that are generated at a time: what a compiled panel holds
-MOST_STD = 1e300        # with more, a draw could be infinite
+MOST_STD = {8: 1e300, 4: 1e37}      # by the bytes of a value; with more, a draw could be infinite
 
 
 class Model:
-    """What every model offers: `params` and `grads` (Params), `config`, and its compiled passes.
+    """What every model offers: `params` and `grads` (Params), `dtype`, `config`, and its compiled passes.
 
     shapes: dict of name -> shape.  Every tensor begins normally distributed with standard deviation init_std, drawn in
-    the order of memory from numpy.random.default_rng(seed).
+    the order of memory from numpy.random.default_rng(seed), in float64 whatever the dtype; factors: what the draw of
+    some tensors is multiplied by, where 0 makes them zeros.
+
+    dtype: float64 or float32, of parameters, gradients, moments and whatever the model computes; losses and norms are
+    float64.
     """
 
     config_names: ClassVar[tuple[str, ...]]     # the arguments that say the model's shape, which are attributes too
+    dtype: np.dtype[Any]
     params: Params
     grads: Params
     gate: _core.variant.Gate
 
-    def __init__(self, shapes: Mapping[str, Shape], seed: Whole | None, init_std: Number) -> None:
-        seed, init_std = checked_seed(seed), number("init_std", init_std, 0.0, MOST_STD)
-        self.params = Params(shapes)
-        self.grads = Params(shapes)
+    def __init__(
+        self, shapes: Mapping[str, Shape], seed: Whole | None, init_std: Number, dtype: DTypeLike = np.float64,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
+        dtype = checked_dtype(dtype)
+        seed, init_std = checked_seed(seed), number("init_std", init_std, 0.0, MOST_STD[dtype.itemsize])
+        self.dtype = dtype
+        self.params = Params(shapes, dtype)
+        self.grads = Params(shapes, dtype)
         self._wire()
-        self.params.flat[:] = np.random.default_rng(seed).normal(0.0, init_std, self.num_params)
+        drawn = self.params if dtype == np.float64 else Params(shapes)
+        drawn.flat[:] = np.random.default_rng(seed).normal(0.0, init_std, self.num_params)
+        for name, factor in (factors or {}).items():
+            if factor:
+                drawn[name][...] *= factor
+            else:
+                drawn[name][...] = 0.0
+        if drawn is not self.params:
+            _round(drawn, self.params)
 
     def __setattr__(self, name: str, value: object) -> None:
         # Compiled passes and optimisers point into these buffers, and have copies of the sizes; they would not follow.
         if name in ("params", "grads") and name in vars(self):
             raise AttributeError(f"{name} stays the model's own: write into it, model.{name}.flat[:] = values")
-        if name in getattr(self, "config_names", ()) and name in vars(self):
+        if name in ("dtype", *getattr(self, "config_names", ())) and name in vars(self):
             raise AttributeError(f"{name} is fixed when a model is made; make a new one")
         super().__setattr__(name, value)
 
@@ -77,8 +96,25 @@ class Model:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments that make a model of the same shape."""
-        return {name: getattr(self, name) for name in self.config_names}
+        """The arguments that make a model of the same shape; dtype is one of them where it is not float64."""
+        config = {name: getattr(self, name) for name in self.config_names}
+        return config if self.dtype == np.float64 else {**config, "dtype": self.dtype.name}
+
+    def astype(self, dtype: DTypeLike) -> Self:
+        """A new model of the same weights in that dtype, float64 or float32, its gradients zero; `classes` and what
+        else the model has are copied.
+
+        Down to float32 each weight is rounded to the nearest.  Raises ValueError, with the place, for a weight that is
+        more than the largest float32; what is not finite stays so.
+        """
+        dtype = checked_dtype(dtype)
+        state = self.__getstate__()
+        params, grads = (Params(self.params.shapes, dtype) for _ in range(2))
+        _round(self.params, params)
+        model = object.__new__(type(self))
+        others = {name: value for name, value in state.items() if name not in ("params", "grads", "dtype")}
+        model.__setstate__({**copy.deepcopy(others), "dtype": dtype, "params": params, "grads": grads})
+        return model
 
     @property
     def classes(self) -> Array | None:
@@ -104,7 +140,7 @@ class Model:
         raise NotImplementedError
 
     def save_safetensors(self, path: Path, tokenizer: Tokenizer | None = None) -> None:
-        """Write the parameters alone, under their names, as float64 (extra: safetensors), whole or not at all.
+        """Write the parameters alone, under their names and in their dtype (extra: safetensors), whole or not at all.
 
         The file's metadata are the model's class and config and, where it is given, the tokenizer, as JSON.
         """
@@ -118,8 +154,9 @@ class Model:
     def load_safetensors(self, path: Path) -> None:
         """Take the parameters from a file that holds tensors of these names and shapes, and no others.
 
-        float32 and float16 are widened.  Raises ValueError before any change where it does not fit or is damaged
-        (extra as above).
+        float16 is widened, float64 and float32 are not converted: a file of the other dtype is read into a model of
+        that dtype, and `astype` makes it one of this.  Raises ValueError before any change where the file does not fit
+        or is damaged, and TypeError for another dtype (extra as above).
         """
         with extras.open_safetensors(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}     # noqa: SIM118 -- it is no dict
@@ -130,11 +167,30 @@ class Model:
             if value.shape != self.params[name].shape or value.dtype.kind != "f":
                 expected = f"{self.params[name].shape} of floats"
                 raise ValueError(f"{path}: {name} has shape {value.shape} of {value.dtype}, expected {expected}")
+            if value.dtype.itemsize > 2 and value.dtype != self.dtype:
+                raise TypeError(
+                    f"{path}: {name} is {value.dtype}, the model {self.dtype}: read it into a model made with dtype="
+                    f"'{value.dtype}', whose astype('{self.dtype}') is then one of this dtype"
+                )
         for name, value in tensors.items():
             self.params[name] = value
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
+
+
+@np.errstate(over="ignore", under="ignore")
+def _round(values: Params, into: Params) -> None:
+    """Write values into another dtype, each rounded to the nearest; ValueError for one that becomes infinite."""
+    into.flat[:] = values.flat
+    lost = np.isinf(into.flat) & np.isfinite(values.flat)
+    if lost.any():
+        for name, tensor in values.items():
+            for place in np.argwhere(np.isfinite(tensor) & np.isinf(into[name])):
+                raise ValueError(
+                    f"{name}[{', '.join(map(str, place))}] = {tensor[tuple(place)]} is more than a "
+                    f"{into.flat.dtype} can be"
+                )
 
 
 def safetensors() -> Any:
@@ -169,7 +225,7 @@ class LanguageModel(Model):
 
     @classmethod
     def from_safetensors(cls, path: Path) -> Self:
-        """The model that save_safetensors wrote, with the sizes in the file's metadata (extra: safetensors).
+        """The model that save_safetensors wrote, with the sizes and dtype in the file's metadata (extra: safetensors).
 
         CharTokenizer.from_safetensors(path) brings its tokenizer.  Raises ValueError where the file holds another model
         or tensors that do not fit its metadata.
@@ -181,7 +237,8 @@ class LanguageModel(Model):
             raise ValueError(f"{path}: holds {metadata.get('model', 'no model of fastloop')}, expected {cls.__name__}")
         try:
             sizes = {name: int(metadata[name]) for name in cls.config_names}
-        except (KeyError, ValueError) as error:
+            dtype = checked_dtype(metadata.get("dtype", "float64"))
+        except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{path}: its metadata do not give the sizes of a {cls.__name__} ({error!r})") from error
         # Before memory is allocated, the sizes of the metadata must be those of the tensors.
         V, D, T = sizes["vocab_size"], sizes["n_embd"], sizes["block_size"]
@@ -189,19 +246,20 @@ class LanguageModel(Model):
         if found[:2] != ([V, D], [T, D]) or sizes.get("n_layer", 0) > found[2]:
             raise ValueError(f"{path}: wte {found[0]} and wpe {found[1]} of {found[2]} tensors do not fit {sizes}")
         make: Any = cls     # a subclass, which has these sizes
-        model: Self = make(**sizes, init_std=0.0)
+        model: Self = make(**sizes, init_std=0.0, **({} if dtype == np.float64 else {"dtype": dtype}))
         model.load_safetensors(path)
         return model
 
     @overload
-    def logits(self, ids: ArrayLike, docs: None = None) -> Floats: ...
+    def logits(self, ids: ArrayLike, docs: None = None) -> Values: ...
     @overload
-    def logits(self, ids: Tokenizer, docs: Iterable[str]) -> list[Floats]: ...
-    def logits(self, ids: Any, docs: Iterable[str] | None = None) -> Floats | list[Floats]:
+    def logits(self, ids: Tokenizer, docs: Iterable[str]) -> list[Values]: ...
+    def logits(self, ids: Any, docs: Iterable[str] | None = None) -> Values | list[Values]:
         """The score of every token as the next one, before the softmax.
 
         logits(ids): ids (t,), ints in [0, vocab_size), 1 to block_size of them (a document begins with tokenizer.bos).
-        Returns (t, vocab_size) float64; row i scores what follows ids[i], the model having seen ids[: i + 1].
+        Returns (t, vocab_size) of the model's dtype; row i scores what follows ids[i], the model having seen
+        ids[: i + 1].
         logits(tokenizer, docs): docs, a list of str.  Returns a list with an array for each, len(doc) + 1 rows, or
         block_size where that is less; row 0 scores what begins the document, row i what follows its first i characters.
 
@@ -214,10 +272,10 @@ class LanguageModel(Model):
         return self._logits_of(data)
 
     @overload
-    def probabilities(self, ids: ArrayLike, docs: None = None) -> Floats: ...
+    def probabilities(self, ids: ArrayLike, docs: None = None) -> Values: ...
     @overload
-    def probabilities(self, ids: Tokenizer, docs: Iterable[str]) -> list[Floats]: ...
-    def probabilities(self, ids: Any, docs: Iterable[str] | None = None) -> Floats | list[Floats]:
+    def probabilities(self, ids: Tokenizer, docs: Iterable[str]) -> list[Values]: ...
+    def probabilities(self, ids: Any, docs: Iterable[str] | None = None) -> Values | list[Values]:
         """The probability of every token as the next one: the softmax of `logits`, for the same arguments.
 
         Raises FloatingPointError where the logits are not finite, as those of a model that diverged.
@@ -236,7 +294,7 @@ class LanguageModel(Model):
         # The pass needs a target after the last token; which one makes no difference to the logits.
         return _core.variant.TokenData(np.append(array, 0).astype(np.int32), np.array([0, len(array)]), self.block_size)
 
-    def _logits_of(self, data: _core.variant.TokenData) -> list[Floats]:
+    def _logits_of(self, data: _core.variant.TokenData) -> list[Values]:
         """A list of logits, (predictions, vocab_size) for each example."""
         core: Any = self.make_core()
         batch, every = self.make_batch(data), []
@@ -244,7 +302,7 @@ class LanguageModel(Model):
         for first in range(0, data.n_examples, size):
             examples = np.arange(first, min(first + size, data.n_examples))
             batch.take(examples, 1.0)
-            rows = np.empty((batch.n_predictions, self.vocab_size))
+            rows = np.empty((batch.n_predictions, self.vocab_size), self.dtype)
             core.logits_of(batch, rows)
             ends = np.cumsum([data.predictions(examples[i : i + 1]) for i in range(len(examples))])
             every += np.split(rows, ends[:-1])
@@ -297,7 +355,7 @@ class LanguageModel(Model):
         return texts
 
     def _continue(
-        self, next_logits: Callable[[Ints, int], Floats], begin: list[int], u: Floats, tokenizer: Tokenizer,
+        self, next_logits: Callable[[Ints, int], Values], begin: list[int], u: Floats, tokenizer: Tokenizer,
         stream: bool, temperature: float, top_k: int | None, top_p: float | None,
     ) -> list[Ints]:
         """The ids that the uniform numbers u (B, count) choose after `begin`, for each of B documents: all of them for
@@ -325,7 +383,7 @@ class LanguageModel(Model):
                     break
         return [drawn[len(begin) : len(begin) + end, b] for b, end in enumerate(ends)]
 
-    def stepper(self) -> Callable[[Ints, int], Floats]:
+    def stepper(self) -> Callable[[Ints, int], Values]:
         """A function next_logits(tokens, position), with its own state, such as a cache.
 
         It returns the logits (B, V) after `tokens` (B,), one of each of up to SIDE_BY_SIDE documents, all at
@@ -333,9 +391,9 @@ class LanguageModel(Model):
         the same whatever the others are.
         """
         core: Any = self.make_core()    # of its own: it keeps the keys and values of the positions before
-        logits = np.empty((SIDE_BY_SIDE, self.vocab_size))
+        logits = np.empty((SIDE_BY_SIDE, self.vocab_size), self.dtype)
 
-        def next_logits(tokens: Ints, position: int) -> Floats:
+        def next_logits(tokens: Ints, position: int) -> Values:
             core.generate_step(tokens, position, logits[: len(tokens)])
             return logits[: len(tokens)]
 
@@ -344,7 +402,7 @@ class LanguageModel(Model):
 
 # Underflow to 0 and overflow to -inf are intended here, whatever np.seterr says.
 @np.errstate(over="ignore", under="ignore")
-def softmax(logits: Floats) -> Floats:
+def softmax(logits: Values) -> Values:
     """The softmax of logits (N, classes), row by row."""
     largest = logits.max(axis=1, keepdims=True)
     if not np.isfinite(largest).all():
@@ -355,9 +413,10 @@ def softmax(logits: Floats) -> Floats:
 
 @np.errstate(over="ignore", under="ignore")
 def sample(
-    logits: Floats, u: Floats, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    logits: Values, u: Floats, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Ints:
     """The ids (B,) that numbers u (B,), uniform in [0, 1), choose from logits (B, V); see LanguageModel.generate."""
+    logits = logits.astype(np.float64, copy=False)      # the sums below need its digits
     largest = logits.max(axis=1, keepdims=True)
     if not np.isfinite(largest).all():
         raise FloatingPointError("the model's logits are not finite: there is nothing to sample from")
@@ -395,15 +454,16 @@ class BigramLM(LanguageModel):
     @names_nearest
     def __init__(
         self, vocab_size: Whole, n_embd: Whole = 16, block_size: Whole = 8, seed: Whole | None = 42,
-        init_std: Number = 0.08,
+        init_std: Number = 0.08, dtype: DTypeLike = "float64",
     ) -> None:
         self.vocab_size = V = whole("vocab_size", vocab_size)
         self.n_embd = D = whole("n_embd", n_embd)
         self.block_size = T = whole("block_size", block_size)
-        super().__init__(_core.variant.Bigram.tensors(V, D, T), seed, init_std)
+        super().__init__(_core.variant.Bigram.tensors(V, D, T), seed, init_std, dtype)
 
     def make_core(self) -> _core.variant.Bigram:
-        return _core.variant.Bigram(self.params.flat, self.grads.flat, self.vocab_size, self.n_embd, self.block_size)
+        engine = _core.engine(self.dtype)
+        return engine.Bigram(self.params.flat, self.grads.flat, self.vocab_size, self.n_embd, self.block_size)
 
 
 class GPT(LanguageModel):
@@ -424,7 +484,7 @@ class GPT(LanguageModel):
     @names_nearest
     def __init__(
         self, vocab_size: Whole, n_embd: Whole = 16, n_head: Whole = 4, n_layer: Whole = 1, block_size: Whole = 16,
-        seed: Whole | None = 42, init_std: Number = 0.08,
+        seed: Whole | None = 42, init_std: Number = 0.08, dtype: DTypeLike = "float64",
     ) -> None:
         self.vocab_size = V = whole("vocab_size", vocab_size)
         self.n_embd = D = whole("n_embd", n_embd)
@@ -433,10 +493,10 @@ class GPT(LanguageModel):
         self.block_size = T = whole("block_size", block_size)
         if D % self.n_head:
             raise ValueError(f"n_embd = {D} must be a multiple of n_head = {self.n_head}")
-        super().__init__(_core.variant.GPT.tensors(V, D, T, self.n_layer, self.n_head), seed, init_std)
+        super().__init__(_core.variant.GPT.tensors(V, D, T, self.n_layer, self.n_head), seed, init_std, dtype)
 
     def make_core(self) -> _core.variant.GPT:
-        return _core.variant.GPT(
+        return _core.engine(self.dtype).GPT(
             self.params.flat, self.grads.flat,
             self.vocab_size, self.n_embd, self.block_size, self.n_layer, self.n_head,
         )
@@ -454,8 +514,8 @@ class MLP(Model):
     Biases begin at 0.  The tensors are layer0.weight (out, in), layer0.bias (out,), layer1.weight, ...
 
     Trainer takes X (N, in) and y: (N, out), or labels (N,) with cross-entropy.  Where a width is 1, (N,) serves as
-    well.  They are copied, and integers, bool and shorter floats widened to float64.  Values that are not finite are
-    refused, and the message names the place.
+    well.  They are copied, and integers, bool and floats become the model's dtype.  Values that are not finite, or not
+    in that dtype, are refused, and the message names the place.
 
     classes: with cross-entropy, the labels in the order of the outputs, an array (n_classes,), which predict returns.
     None until the first y, which sets them: integers are ids from 0 on; str and float labels are sorted, and that y
@@ -472,7 +532,7 @@ class MLP(Model):
     @names_nearest
     def __init__(
         self, widths: Iterable[Whole], activation: Activation = "relu", loss: Loss = "mse", seed: Whole | None = 42,
-        init_std: Number | None = None,
+        init_std: Number | None = None, dtype: DTypeLike = "float64",
     ) -> None:
         if not hasattr(widths, "__iter__"):
             raise TypeError(f"widths = {widths!r}: expected a list, such as [2, 16, 1]")
@@ -484,16 +544,17 @@ class MLP(Model):
         if loss == "cross_entropy" and self.widths[-1] < 2:
             raise ValueError(f"widths[-1] = {self.widths[-1]}: cross-entropy needs at least 2 classes")
         self._classes: Array | None = None
-        super().__init__(_core.variant.MLP.tensors(self.widths), seed, 1.0 if init_std is None else init_std)
         last = len(self.widths) - 2
-        for i in range(last + 1):
-            self.params[f"layer{i}.bias"] = np.zeros(self.widths[i + 1])
-            if init_std is None:
+        factors = {f"layer{i}.bias": 0.0 for i in range(last + 1)}
+        if init_std is None:
+            init_std = 1.0
+            for i in range(last + 1):
                 gain = 2.0 if i < last and activation == "relu" else 1.0
-                self.params[f"layer{i}.weight"][...] *= np.sqrt(gain / self.widths[i])
+                factors[f"layer{i}.weight"] = np.sqrt(gain / self.widths[i])
+        super().__init__(_core.variant.MLP.tensors(self.widths), seed, init_std, dtype, factors)
 
     def make_core(self) -> _core.variant.MLP:
-        return _core.variant.MLP(
+        return _core.engine(self.dtype).MLP(
             self.params.flat, self.grads.flat,
             self.widths, _core.variant.ACTIVATIONS.index(self.activation), self.loss == "cross_entropy",
         )
@@ -518,7 +579,9 @@ class MLP(Model):
         if y is None:
             raise TypeError(f"{type(self).__name__} learns from X and y: y is missing (or pass both as (X, y))")
         cross_entropy = self.loss == "cross_entropy"
-        data, self._classes = arrays.pack_arrays(X, y, self.widths[0], self.widths[-1], cross_entropy, self._classes)
+        data, self._classes = arrays.pack_arrays(
+            X, y, self.widths[0], self.widths[-1], cross_entropy, self._classes, self.dtype
+        )
         return data, 0
 
     def hold_out(self, X: Any, y: ArrayLike | None, share: float, seed: int) -> tuple[tuple[Any, Any], Any]:
@@ -528,11 +591,11 @@ class MLP(Model):
     def make_batch(self, data: Any) -> _core.variant.ArrayBatch:
         return _core.variant.ArrayBatch(data)
 
-    def outputs(self, X: ArrayLike) -> Floats:
+    def outputs(self, X: ArrayLike) -> Values:
         """What the last layer gives for each row of X, (N, out): values, or logits with cross-entropy."""
-        data, _ = arrays.pack_arrays(X, None, self.widths[0], self.widths[-1], False)
+        data, _ = arrays.pack_arrays(X, None, self.widths[0], self.widths[-1], False, dtype=self.dtype)
         core, batch = self.make_core(), self.make_batch(data)
-        out = np.empty((data.n_examples, self.widths[-1]))
+        out = np.empty((data.n_examples, self.widths[-1]), self.dtype)
         for first in range(0, len(out), self.n_evaluate):
             block = out[first : first + self.n_evaluate]
             batch.take(np.arange(first, first + len(block)), 1.0)
@@ -548,7 +611,7 @@ class MLP(Model):
             return ids if self._classes is None else self._classes[ids]
         return out[:, 0] if self.widths[-1] == 1 else out
 
-    def predict_proba(self, X: ArrayLike) -> Floats:
+    def predict_proba(self, X: ArrayLike) -> Values:
         """The probability of each class for each row of X, (N, classes) in the order of `classes`: the softmax of the
         outputs."""
         if self.loss != "cross_entropy":
@@ -567,9 +630,12 @@ class LinearRegression(MLP):
     n_out: int
 
     @names_nearest
-    def __init__(self, n_in: Whole, n_out: Whole = 1, seed: Whole | None = 42, init_std: Number = 0.0) -> None:
+    def __init__(
+        self, n_in: Whole, n_out: Whole = 1, seed: Whole | None = 42, init_std: Number = 0.0,
+        dtype: DTypeLike = "float64",
+    ) -> None:
         self.n_in, self.n_out = whole("n_in", n_in), whole("n_out", n_out)
-        super().__init__([self.n_in, self.n_out], loss="mse", seed=seed, init_std=init_std)
+        super().__init__([self.n_in, self.n_out], loss="mse", seed=seed, init_std=init_std, dtype=dtype)
 
 
 class SoftmaxRegression(MLP):
@@ -584,9 +650,12 @@ class SoftmaxRegression(MLP):
     n_classes: int
 
     @names_nearest
-    def __init__(self, n_in: Whole, n_classes: Whole, seed: Whole | None = 42, init_std: Number = 0.0) -> None:
+    def __init__(
+        self, n_in: Whole, n_classes: Whole, seed: Whole | None = 42, init_std: Number = 0.0,
+        dtype: DTypeLike = "float64",
+    ) -> None:
         self.n_in, self.n_classes = whole("n_in", n_in), whole("n_classes", n_classes)
-        super().__init__([self.n_in, self.n_classes], loss="cross_entropy", seed=seed, init_std=init_std)
+        super().__init__([self.n_in, self.n_classes], loss="cross_entropy", seed=seed, init_std=init_std, dtype=dtype)
 
 
 CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (BigramLM, GPT, MLP, LinearRegression, SoftmaxRegression)}

@@ -1,6 +1,6 @@
 """Optimisers: they own their moments and the step count, and update in place with one compiled pass.
 
-The same object serves a model under a Trainer (`fl.Adam(lr=0.01)`) or the user's own float64 arrays
+The same object serves a model under a Trainer (`fl.Adam(lr=0.01)`) or the user's own arrays, float64 or float32
 (`fl.Adam(params=[w, b])`, then `opt.step([gw, gb])`).  Argument names, defaults and state_dict() are torch.optim's.
 """
 
@@ -10,19 +10,20 @@ import copy
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from . import _core
-from ._check import array, flag, names_nearest, number, whole
+from ._check import array, flag, names_nearest, number, rounded, whole
 from .errors import DivergenceError
 from .params import Params
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ._types import Array, Flag, Floats, Number, Shape, View
+    from ._types import Array, Flag, Number, Shape, Values, View
     from .models import Model
 
 MAX_STEPS = 2**53       # a float64 counts no further
@@ -31,8 +32,9 @@ MAX_STEPS = 2**53       # a float64 counts no further
 class Optimizer:
     """What Adam, AdamW and SGD share.
 
-    params: list of float64 arrays to update in place (NumPy's, or what NumPy views without a copy, such as CPU torch
-    tensors and Parameters), or None: then a Trainer binds the optimiser to its model.
+    params: list of arrays to update in place, all float64 or all float32 (NumPy's, or what NumPy views without a copy,
+    such as CPU torch tensors and Parameters), or None: then a Trainer binds the optimiser to its model.  The moments
+    have their dtype.
     no_decay: what has no weight decay: names of a model's tensors (a last part such as "bias" stands for all that end
     in it), or indices into params.
 
@@ -67,9 +69,9 @@ class Optimizer:
         self._given: list[Any] | None = None    # params, as the user's own objects
         self.model = None
         self.flats = {}
-        self._params: list[Floats] | None = None
+        self._params: list[Values] | None = None
         self._tensors: list[Any] = []           # those of params that are torch's and have a version counter
-        self._state: list[dict[str, Floats]] = []       # of each tensor: slot -> array
+        self._state: list[dict[str, Values]] = []       # of each tensor: slot -> array
         self._decays: list[float] = []                  # of each tensor
         if params is not None:
             self._take(params)
@@ -120,12 +122,12 @@ class Optimizer:
     def __copy__(self) -> Self:
         return copy.deepcopy(self)      # a shallow copy would share the moments and not the step count
 
-    def _views(self) -> list[dict[str, Floats]]:
+    def _views(self) -> list[dict[str, Values]]:
         """The moments of each tensor, in `flats`."""
         names = next(iter(self.flats.values()), ())
         return [{slot: params[name] for slot, params in self.flats.items()} for name in names]
 
-    def _take(self, params: Iterable[View], state: list[dict[str, Floats]] | None = None) -> None:
+    def _take(self, params: Iterable[View], state: list[dict[str, Values]] | None = None) -> None:
         """Take these arrays as params, with new moments or those of `state`."""
         if hasattr(params, "__array__") or not hasattr(params, "__iter__"):
             hint = " (for a learning rate pass lr=...)" if isinstance(params, float) else ""
@@ -134,9 +136,14 @@ class Optimizer:
         tensor = getattr(sys.modules.get("torch"), "Tensor", ())
         # An inference tensor has no version counter.
         self._tensors = [p for p in self._given if isinstance(p, tensor) and not p.is_inference()]
-        self._params = [_tensor(f"params[{i}]", p, None, True) for i, p in enumerate(self._given)]
+        self._params = [_tensor(f"params[{i}]", p, None, None, True) for i, p in enumerate(self._given)]
         if not self._params:
             raise ValueError("params is empty")
+        dtype = self._params[0].dtype
+        for i, p in enumerate(self._params):
+            if p.dtype != dtype:
+                raise TypeError(f"params[{i}] has dtype {p.dtype}; expected {dtype}, which params[0] has")
+        self._check_dtype(dtype)
         # Sorted by address, an array can overlap none but its neighbours.
         ranges = sorted((*_range(p), i) for i, p in enumerate(self._params) if p.size)
         for (_, end, i), (start, _, j) in pairwise(ranges):
@@ -146,7 +153,7 @@ class Optimizer:
         for i in self.no_decay:
             if i not in places:
                 raise ValueError(f"no_decay = {i!r} is not an index into a list of {len(places)} arrays")
-        self._state = state or [{slot: np.zeros(p.shape) for slot in self.slots} for p in self._params]
+        self._state = state or [{slot: np.zeros(p.shape, dtype) for slot in self.slots} for p in self._params]
         self._decays = [0.0 if i in self.no_decay else self.weight_decay for i in places]
         states = [[array.reshape(-1) for array in slots.values()] for slots in self._state]
         self._core = self._make_core(self._params, states, self._decays, None)
@@ -160,16 +167,20 @@ class Optimizer:
             return self._core
         if self.model is not None:
             raise ValueError("this optimiser already serves another model; make one for each")
-        names, shapes = list(model.params), model.params.shapes
+        names, shapes, dtype = list(model.params), model.params.shapes, model.params.flat.dtype
         for slot, params in self.flats.items():
             if params.shapes != shapes:
                 held = f"this optimiser holds {slot} of {params!r}"
                 raise ValueError(f"{held}, the model is {model.params!r}; make a new one")
+            if params.flat.dtype != dtype:
+                held = f"this optimiser holds {slot} of {params.flat.dtype}"
+                raise TypeError(f"{held}, the model is {dtype}; make a new one")
+        self._check_dtype(dtype)
         for n in self.no_decay:
             if not any(_means(n, name) for name in names):
                 raise ValueError(f"no_decay = {n!r} is not one of {', '.join(names)}")
         self._decays = [0.0 if any(_means(n, name) for n in self.no_decay) else self.weight_decay for name in names]
-        self.flats = self.flats or {slot: Params(shapes) for slot in self.slots}
+        self.flats = self.flats or {slot: Params(shapes, dtype) for slot in self.slots}
         self._state = self._views() or [{} for _ in names]
         decays: list[float] = []
         edges = [0]                     # adjacent tensors of equal decay are updated as one array
@@ -189,7 +200,7 @@ class Optimizer:
     def step(self, grads: Iterable[View], check_finite: bool = True) -> None:
         """One update of the arrays given as params, in place.
 
-        grads: a list of float64 arrays of the same shapes, in the same order; they are read, not changed, and may be
+        grads: a list of arrays of the same shapes and dtype, in the same order; they are read, not changed, and may be
         read-only.  check_finite: False skips the check that the gradients are finite, for callers that have just
         computed their norm.
         torch tensors among params count the step as a change in place, so that backward through an old graph raises.
@@ -209,9 +220,9 @@ class Optimizer:
                 _count_changes(self._tensors)
             return
         i, norm = refused
-        if norm is None:        # not a plain float64 array: what NumPy can view without a copy will do
+        if norm is None:        # not a plain array of that dtype: what NumPy can view without a copy will do
             pairs = zip(grads, self._params, strict=True)
-            self.step([_tensor(f"grads[{i}]", g, p.shape) for i, (g, p) in enumerate(pairs)], check_finite)
+            self.step([_tensor(f"grads[{i}]", g, p.shape, p.dtype) for i, (g, p) in enumerate(pairs)], check_finite)
             return
         what = f"the norm of grads[{i}] is {norm:.3g}"
         if i < 0:
@@ -223,10 +234,17 @@ class Optimizer:
         )
 
     def _make_core(
-        self, params: list[Floats], states: list[list[Floats]], decays: list[float], grads: list[Floats] | None
+        self, params: list[Values], states: list[list[Values]], decays: list[float], grads: list[Values] | None
     ) -> _core.variant.Optimizer:
         """The compiled optimiser over lists of arrays; states and grads are flat."""
         raise NotImplementedError
+
+    def _check_dtype(self, dtype: np.dtype[Any]) -> None:
+        """Refuse hyperparameters that would be other numbers in that dtype."""
+        for name in ("weight_decay", "momentum", "dampening"):
+            value = getattr(self, name, 0.0)
+            if rounded(value, dtype) == inf:
+                raise ValueError(f"{name} = {value} is infinite in {dtype}, expected a number there")
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the state in torch.optim's layout: {"state": {i: {...}}, "param_groups": [{...}]}.
@@ -251,7 +269,8 @@ class Optimizer:
 
         lr is taken over too; the other hyperparameters must be those of this optimiser.  torch's SGD keeps no step
         count: t is then 1.  Raises KeyError, TypeError or ValueError before any change: for another optimiser's state,
-        moments that are not finite, a negative exp_avg_sq, a step that is no whole number in [0, 2**53].
+        moments of float64 for parameters of float32 (the reverse is exact, and taken), moments that are not finite, a
+        negative exp_avg_sq, a step that is no whole number in [0, 2**53].
         """
         gate = getattr(self.model, "gate", None)
         if gate is not None:
@@ -306,9 +325,11 @@ class Optimizer:
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.config.items())})"
 
 
-def _tensor(name: str, x: Any, shape: Shape | None = None, writeable: bool = False) -> Floats:
+def _tensor(
+    name: str, x: Any, shape: Shape | None, dtype: np.dtype[Any] | None, writeable: bool = False
+) -> Values:
     """_check.array, for torch's tensors too: one that requires a gradient can be viewed only if detached."""
-    return array(name, x.detach() if hasattr(x, "detach") else x, shape, writeable=writeable)
+    return array(name, x.detach() if hasattr(x, "detach") else x, shape, dtype, writeable)
 
 
 def _range(a: Array) -> tuple[int, int]:
@@ -347,7 +368,7 @@ def _loaded(i: int, slot: str, value: Any, like: Array) -> Array:
     if a.shape != like.shape:
         raise ValueError(f"{slot} of tensor {i} has shape {a.shape}, expected {like.shape}")
     if not np.can_cast(a.dtype, like.dtype):
-        raise TypeError(f"{slot} of tensor {i} has dtype {a.dtype}, which float64 cannot hold")
+        raise TypeError(f"{slot} of tensor {i} has dtype {a.dtype}, which {like.dtype} cannot hold")
     if not np.isfinite(a).all():
         raise ValueError(f"{slot} of tensor {i} is not finite")
     if slot == "exp_avg_sq" and a.size and a.min() < 0.0:
@@ -367,7 +388,9 @@ class Adam(Optimizer):
 
     Differs from the paper: at every 16th step (at each where a beta is below 0.1) a moment whose magnitude is below
     1e-290 is set to 0, since arithmetic on the subnormal numbers that would follow slows every later step.  With an eps
-    below 1e-125 such a moment could still change a parameter, so then only one below (1e-20 eps)^2 is.
+    below 1e-125 such a moment could still change a parameter, so then only one below (1e-20 eps)^2 is.  In float32 the
+    limits are 1e-35, each step where a beta is below 0.7, and (1e-9 eps)^2 where eps is below 3e-9; what would add less
+    than that to exp_avg_sq counts as 0; and an eps that is 0 or infinite there, or a beta that is 1, is refused.
     """
 
     hyper: ClassVar[tuple[str, ...]] = ("betas", "eps")
@@ -387,9 +410,20 @@ class Adam(Optimizer):
         super().__init__(params, lr, weight_decay, no_decay)
 
     def _make_core(
-        self, params: list[Floats], states: list[list[Floats]], decays: list[float], grads: list[Floats] | None
+        self, params: list[Values], states: list[list[Values]], decays: list[float], grads: list[Values] | None
     ) -> _core.variant.Adam:
-        return _core.variant.Adam(params, states, decays, grads, *self.betas, self.eps, self.decoupled)
+        return _core.engine(params[0].dtype).Adam(
+            params, states, decays, grads, *self.betas, self.eps, self.decoupled
+        )
+
+    def _check_dtype(self, dtype: np.dtype[Any]) -> None:
+        super()._check_dtype(dtype)
+        eps = rounded(self.eps, dtype)
+        if not 0.0 < eps < inf:
+            raise ValueError(f"eps = {self.eps} is {eps} in {dtype}, expected a positive number there")
+        for i, beta in enumerate(self.betas):
+            if rounded(beta, dtype) == 1.0:
+                raise ValueError(f"betas[{i}] = {beta} is 1 in {dtype}, expected a number below 1 there")
 
 
 class AdamW(Adam):
@@ -437,9 +471,11 @@ class SGD(Optimizer):
         super().__init__(params, lr, weight_decay, no_decay)
 
     def _make_core(
-        self, params: list[Floats], states: list[list[Floats]], decays: list[float], grads: list[Floats] | None
+        self, params: list[Values], states: list[list[Values]], decays: list[float], grads: list[Values] | None
     ) -> _core.variant.SGD:
-        return _core.variant.SGD(params, states, decays, grads, self.momentum, self.dampening, self.nesterov)
+        return _core.engine(params[0].dtype).SGD(
+            params, states, decays, grads, self.momentum, self.dampening, self.nesterov
+        )
 
 
 OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {cls.__name__: cls for cls in (SGD, Adam, AdamW)}

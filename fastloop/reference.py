@@ -10,6 +10,7 @@ well, all of them complex, so that complex-step derivatives can be had from them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,10 @@ import numpy as np
 if TYPE_CHECKING:
     from ._types import Array
 
-# Adam's moments below this are set to zero: decayed further they would become subnormal, and arithmetic on
-# subnormal numbers is tens of times slower.
-TINY = 1e-290
+# By the bytes of a value.  Adam's moments below the first number are set to zero: decayed further they would become
+# subnormal, and arithmetic on subnormal numbers is tens of times slower.  What is below the second times eps, squared,
+# would not show beside it; and with a beta below the third a moment becomes subnormal within 16 steps.
+TINY = {8: (1e-290, 1e-20, 0.1), 4: (1e-35, 1e-9, 0.7)}
 
 
 def embedding_forward(inputs: Array, positions: Array, wte: Array, wpe: Array, x: Array) -> None:
@@ -45,7 +47,7 @@ def embedding_backward(inputs: Array, positions: Array, dx: Array, dwte: Array, 
 def _scatter_add(ids: Array, rows: Array, table: Array) -> None:
     if ids.size > 16 and len(table) <= 256:
         # np.add.at takes the rows one by one; a product with one-hot rows is several times faster here.
-        one_hot = np.zeros((len(table), ids.size))
+        one_hot = np.zeros((len(table), ids.size), rows.dtype)
         one_hot[ids, np.arange(ids.size)] = 1.0
         table += one_hot @ rows
     else:
@@ -128,10 +130,14 @@ def adam_step(
 
     param, m and v are overwritten; grad is set to zero if zero_grad, else left.  Unlike the paper's, at every
     16th step (at each where a beta is below 0.1) a moment below 1e-290 in size becomes zero; where eps is below 1e-125,
-    only one below (1e-20 eps)^2, which a parameter would not show.  `decoupled` is AdamW (Loshchilov and Hutter 2019).
+    only one below (1e-20 eps)^2, which a parameter would not show.  float32 has limits of its own (TINY), and a square
+    below the limit counts as 0 there.
+    `decoupled` is AdamW (Loshchilov and Hutter 2019).
     """
     step_size = lr / (1.0 - beta1**t)
-    v_scale = 1.0 / np.sqrt(1.0 - beta2**t)
+    v_scale = 1.0 / math.sqrt(1.0 - beta2**t)
+    limit, root, beta = TINY[param.itemsize]
+    tiny = min(limit, (root * eps) * (root * eps))
     g = grad
     if grad_scale != 1.0:
         g = g * grad_scale
@@ -141,11 +147,12 @@ def adam_step(
     m *= beta1
     m += work
     np.multiply(g, g, out=work)
+    if param.dtype == np.float32:
+        np.copyto(work, 0.0, where=np.abs(g) < math.sqrt(tiny / (1.0 - beta2)))
     work *= 1.0 - beta2
     v *= beta2
     v += work
-    if t % 16 == 0 or min(beta1, beta2) < 0.1:
-        tiny = min(TINY, (1e-20 * eps) * (1e-20 * eps))
+    if t % 16 == 0 or min(beta1, beta2) < beta:
         np.copyto(m, 0.0, where=np.abs(m, out=work) < tiny)
         np.copyto(v, 0.0, where=v < tiny)
     np.sqrt(v, out=work)
@@ -162,7 +169,7 @@ def adam_step(
 
 def grad_norm(grad: Array) -> Any:
     """sqrt(sum grad^2) of an array of any shape; scaled by the largest, so that no square overflows or vanishes."""
-    grad = grad.reshape(-1)
+    grad = grad.reshape(-1).astype(np.float64, copy=False)
     largest = np.abs(grad).max(initial=0.0)
     if 1e-140 < largest < 1e140:
         return np.sqrt(grad @ grad)
@@ -362,7 +369,8 @@ class GPTStep:
         t = np.arange(lengths.max())
         self._real = t < lengths[:, None]
         self._rows = np.minimum(first[:, None] + t, len(positions) - 1)
-        self._hidden = np.where(t[:, None] < t, -np.inf, 0.0)    # (L, L), added to the scores of query, key
+        hidden = np.where(t[:, None] < t, -np.inf, 0.0)
+        self._hidden = hidden.astype(self.params.real.dtype, copy=False)     # (L, L), added to the scores of query, key
 
     def _heads(self, rows: Array) -> Array:
         """rows (N, D) as (B, n_head, L, head size)."""
@@ -380,7 +388,7 @@ class GPTStep:
         """
         q, k, v = (self._heads(part) for part in np.split(qkv, 3, axis=1))
         p = q @ k.swapaxes(2, 3)
-        p *= 1.0 / np.sqrt(q.shape[3])
+        p *= 1.0 / math.sqrt(q.shape[3])
         p += self._hidden
         p -= p.real.max(axis=3, keepdims=True)
         np.exp(p, out=p)
@@ -395,7 +403,7 @@ class GPTStep:
         ds = do @ v.swapaxes(2, 3)
         ds -= np.einsum("bhts,bhts->bht", ds, p)[..., None]
         ds *= p
-        ds *= 1.0 / np.sqrt(q.shape[3])
+        ds *= 1.0 / math.sqrt(q.shape[3])
         return np.concatenate([self._rows_of(d) for d in (ds @ k, ds.swapaxes(2, 3) @ q, dv)], axis=1)
 
 

@@ -209,7 +209,8 @@ def describe(job: Job) -> None:
         fits = f"none, {block_size} predictions are enough for each document"
         job.say("cut", f"{job.cut:,} of {n:,} documents, to {block_size} predictions" if job.cut else fits)
     job.say("vocabulary", f"{tokenizer.vocab_size}: {tokenizer.vocab_size - 1} characters and BOS")
-    job.say("parameters", f"{trainer.model.num_params:,}")
+    kind = "" if trainer.model.dtype == np.float64 else f" of {trainer.model.dtype}"
+    job.say("parameters", f"{trainer.model.num_params:,}{kind}")
     counted = "held out" if val else "on the same data"
     job.say("baseline", f"{job.baseline:.4f} nats per token (bigram counts, {counted})")
     if job.lengths is not None:
@@ -234,7 +235,7 @@ def dry_run(job: Job) -> int:
         job.say("tensor", f"{name} {' x '.join(map(str, shape))}")
     moments = len(trainer.optimizer.flats)
     copies = ("parameters and gradients", "parameters, gradients and momentum", "parameters, gradients and moments")
-    job.say("memory", f"{trainer.model.num_params * 8 * (2 + moments) / 2**20:.2f} MiB of {copies[moments]}")
+    job.say("memory", f"{trainer.model.params.flat.nbytes * (2 + moments) / 2**20:.2f} MiB of {copies[moments]}")
     job.say("optimizer", repr(trainer.optimizer))
     step = f"loss {history.loss[0]:.4f}, norm {history.norm[0]:.4f}, {history.predictions} predictions"
     print(configfile.comment(f"{'step':12}{step}"))

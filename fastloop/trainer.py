@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from typing_extensions import Self
 
-    from ._types import Data, Flag, Floats, Number, Path, Schedule, Tokenizer, Whole
+    from ._types import Data, Flag, Number, Path, Schedule, Tokenizer, Values, Whole
     from .history import History
 
     Refusal = tuple[str, str] | None    # what was expected, and why
@@ -253,7 +253,8 @@ class Trainer:
             loss = self.loop.forward(batch) * self.grad_accum
         except TypeError as error:
             got = type(batch).__name__
-            raise TypeError(f"forward takes a batch, as this trainer's batch(...) makes it, got {got}") from error
+            made = f"as this trainer's batch(...) makes it, got {got}"
+            raise TypeError(f"forward takes a batch, {made} ({error})") from error
         self._stage = FORWARD
         if not isfinite(loss):
             self._stage = READY if self._micro == 0 else BACKWARD
@@ -614,7 +615,7 @@ class Loan:
     attributes: dict[str, Any]
     steps: int
     state: dict[str, Any]
-    params: Floats
+    params: Values
 
     def __init__(self, trainer: Trainer) -> None:
         # What a fit rebinds is an attribute of the trainer; what it writes into is copied.

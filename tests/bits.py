@@ -38,10 +38,14 @@ def runs():
     import fastloop as fl
     from fastloop import checkpoint
 
+    V, X, y = cases.TOK.vocab_size, cases.X, cases.CLASSES
     shapes = {
-        "bigram-wide": (lambda: fl.BigramLM(cases.TOK.vocab_size, n_embd=27, block_size=12), (cases.DOCS,)),
-        "gpt-wide": (lambda: fl.GPT(cases.TOK.vocab_size, 72, n_head=3, n_layer=2, block_size=20), (cases.DOCS,)),
-        "mlp-deep": (lambda: fl.MLP([3, 17, 45, 3], "relu", "cross_entropy"), (cases.X, cases.CLASSES)),
+        "bigram-wide": (lambda **d: fl.BigramLM(V, n_embd=27, block_size=12, **d), (cases.DOCS,)),
+        "gpt-wide": (lambda **d: fl.GPT(V, 72, n_head=3, n_layer=2, block_size=20, **d), (cases.DOCS,)),
+        "mlp-deep": (lambda **d: fl.MLP([3, 17, 45, 3], "relu", "cross_entropy", **d), (X, y)),
+    }
+    shapes |= {
+        f"float32-{name}": (lambda make=make: make(dtype="float32"), data) for name, (make, data) in shapes.items()
     }
     settings = {
         "plain": ({}, {"batch_size": 1}),
@@ -80,19 +84,21 @@ def runs():
         arrays, _ = checkpoint.read(path)
         os.remove(path)
         found[f"{model} checkpoint"] = digest(*[arrays[k] for k in sorted(arrays) if not k.endswith("seconds")])
-    found.update(kernels(fl, np))
+    for dtype in (np.float64, np.float32):
+        found.update(kernels(fl, np, dtype))
     return found
 
 
-def kernels(fl, np):
+def kernels(fl, np, dtype):
     """{name: hash} of every kernel over some shapes."""
-    found = {}
+    found, kind = {}, "" if dtype == np.float64 else "float32-"
     for N, V, D in ((1, 1, 1), (7, 27, 16), (64, 256, 64), (19, 300, 13), (40, 2100, 24)):
         rng = np.random.default_rng([N, V, D])
         ids, positions = rng.integers(V, size=N), rng.integers(3, size=N)
-        wte, wpe, head = (rng.normal(size=shape) for shape in ((V, D), (3, D), (V, D)))
-        x, dx, logits, dlogits, losses = (np.zeros(s) for s in ((N, D), (N, D), (N, V), (N, V), N))
-        dwte, dwpe, dhead, m, v = (np.zeros(s) for s in ((V, D), (3, D), (V, D), (V, D), (V, D)))
+        wte, wpe, head = (rng.normal(size=shape).astype(dtype) for shape in ((V, D), (3, D), (V, D)))
+        x, dx, logits, dlogits = (np.zeros(s, dtype) for s in ((N, D), (N, D), (N, V), (N, V)))
+        dwte, dwpe, dhead, m, v = (np.zeros(s, dtype) for s in ((V, D), (3, D), (V, D), (V, D), (V, D)))
+        losses = np.zeros(N)
         fl.kernels.embedding_forward(ids, positions, wte, wpe, x)
         fl.kernels.logits_forward(x, head, logits)
         fl.kernels.cross_entropy_forward(logits, ids, losses)
@@ -104,7 +110,7 @@ def kernels(fl, np):
                                  decoupled=t % 2 == 0, grad_scale=0.7)
         norm = fl.kernels.grad_norm(dhead.reshape(-1))
         outputs = (x, logits, losses, loss, dlogits, dx, dhead, dwte, dwpe, head, m, v, norm)
-        found[f"kernels {N} {V} {D}"] = digest(*outputs)
+        found[f"{kind}kernels {N} {V} {D}"] = digest(*outputs)
     return found
 
 
@@ -137,11 +143,11 @@ def main():
         print(json.dumps(found, indent=0))
         return status
     before = json.loads(Path(args.against).read_text())
-    wrong = sorted(name for name in before.keys() | found.keys() if before.get(name) != found.get(name)
+    wrong = sorted(name for name in before if before[name] != found.get(name)
                    and (args.isa is None or name.split()[0] in args.isa))
     for name in wrong:
-        print(f"{name}: {before.get(name, 'not there')} -> {found.get(name, 'not there')}")
-    print(f"{len(found)} hashes, {len(wrong)} differ")
+        print(f"{name}: {before[name]} -> {found.get(name, 'not there')}")
+    print(f"{len(found)} hashes ({len(found.keys() - before.keys())} of them new), {len(wrong)} differ")
     return 1 if wrong else status
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fastloop as fl
-from fastloop import _core, kernels
+from fastloop import _core
 
 # A job in the background of a script, as CI may be, inherits that Ctrl-C is ignored, and so would what it starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -21,10 +21,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 @pytest.fixture(params=_core.supported)
 def variant(request, monkeypatch):
-    """Each compiled variant that this CPU can run; fastloop.kernels calls it for the length of the test."""
-    module = importlib.import_module(f"fastloop._core.{request.param}")
-    monkeypatch.setattr(kernels, "variant", module)
-    return module
+    """Each compiled variant that this CPU can run; fastloop uses it for the length of the test."""
+    for character, ending in (("f", "_float32"), ("d", "")):
+        module = importlib.import_module(f"fastloop._core.{request.param}{ending}")
+        monkeypatch.setitem(_core.engines, character, module)
+    return module       # of float64
 
 
 @pytest.fixture

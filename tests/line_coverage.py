@@ -20,7 +20,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from plant_faults import LEFT_OUT, ROOT, build, command, only, usual_variant
+from plant_faults import LEFT_OUT, ROOT, build, command, modules_of, only, usual_variant
 
 MARKER = re.compile(r'\s*/\* "(csrc/[\w/]+\.(?:pxi|pyx))":(\d+)$')
 
@@ -42,7 +42,7 @@ def source_lines(c):
 def kernel_counts(tree, variant):
     """{file: {line: times run}} of what core and the variant were built from."""
     counts = defaultdict(lambda: defaultdict(int))
-    for module in ("core", variant):
+    for module in modules_of(variant):
         (notes,) = tree.rglob(f"*{module}.gcno")
         status, out = command(tree, "gcov", "--json-format", "--stdout", notes.with_suffix(".gcda"))
         if status != 0:
@@ -101,7 +101,7 @@ def main():
         shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
         os.environ["COVERAGE_FILE"] = str(tree / ".coverage")       # for tests' own processes, in other folders
         only(tree, args.isa)
-        build(tree, ["core", args.isa], options=["-O0", "--coverage", "-fprofile-update=atomic"])
+        build(tree, modules_of(args.isa), options=["-O0", "--coverage", "-fprofile-update=atomic"])
         # At -O0 the examples take minutes.
         left_out = "--ignore=tests/test_examples.py"
         run = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "-p", "no:cacheprovider", left_out, *pytest]

@@ -37,13 +37,13 @@ CSRC = [
     ("step/adam.pxi", "v_set(1.0 - c.beta2)", "v_set(1.0 - c.beta1)"),
     ("step/adam.pxi", "c.l2 = 0.0 if decoupled else weight_decay", "c.l2 = weight_decay"),
     ("step/adam.pxi", "1.0 - lr * weight_decay if", "1.0 - weight_decay if"),
-    ("step/adam.pxi", "TINY = 1e-290", "TINY = 0.0"),
+    ("base/real.h", "#define FL_TINY 1e-290", "#define FL_TINY 0.0"),
     ("step/adam.pxi", "v_mul(g, grad_scale)", "g"),
     ("step/adam.pxi", "vi = v_flush(vi, tiny)", "pass"),
-    ("step/adam.pxi", "min(TINY, (1e-20 * eps) * (1e-20 * eps))", "TINY"),
-    ("step/adam.pxi", "or min(beta1, beta2) < 0.1", ""),
+    ("step/adam.pxi", "min(TINY, (TINY_ROOT * eps) * (TINY_ROOT * eps))", "TINY"),
+    ("step/adam.pxi", "or min(beta1, beta2) < TINY_BETA", ""),
     ("step/adam.pxi", "grad_scale == 1.0 and weight_decay == 0.0", "grad_scale == 1.0"),
-    ("step/adam.pxi", "and move < LARGE and", "and"),
+    ("step/adam.pxi", "and move < LARGE\n", "\n"),
     ("step/adam.pxi", "g <= MODERATE", "g < LARGE"),
     ("step/adam.pxi", "largest if apart else largest + c.l2 * self.largest_param()", "largest"),
     ("step/adam.pxi", "memcpy(v + i, last[3], left)", "pass"),
@@ -51,14 +51,15 @@ CSRC = [
     ("step/adam.pxi", "share(n, i + 1, threads, PANEL)", "share(n, i + 1, threads, 1)"),
     ("step/optimizer.pxi", "self.taken += 1", "self.taken = 1"),
     # SGD
-    ("step/sgd.pxi", "g + c.momentum * u if", "c.momentum * u if"),
+    ("step/sgd.pxi", "g + momentum * u if", "momentum * u if"),
     ("step/sgd.pxi", "1.0 if t == 1 else", "1.0 if t == 0 else"),
     ("step/sgd.pxi", "self.momentum * self.moment + fabs(c.gain) * g", "fabs(c.gain) * g"),
-    ("step/sgd.pxi", "u = 0.0 if fabs(u) < TINY else u", "pass"),
+    ("step/sgd.pxi", "u = <real>0.0 if -tiny < u < tiny else u", "pass"),
     # what every optimiser does
-    ("step/optimizer.pxi", "if s.grad < self", "if False and s.grad < self"),
-    ("step/optimizer.pxi", "if not isfinite(norm * norm):", "if not isfinite(norm):"),
-    ("step/optimizer.pxi", "and <uintptr_t>view.buf % sizeof(double) == 0", ""),
+    ("step/optimizer.pxi", "if (<char *>s.grad < <char *>other.param",
+     "if (False and <char *>s.grad < <char *>other.param"),
+    ("step/optimizer.pxi", "if not norm <= self.kernels.squarable:", "if not isfinite(norm):"),
+    ("base/floats.pxi", "size if size and <uintptr_t>view.buf % size == 0 else 0", "size"),
     ("step/optimizer.pxi", "fits = fits and view.shape[j] == <Py_ssize_t>shape[j]", "pass"),
     ("step/optimizer.pxi", "if not 0.0 <= lr < INFINITY:", "if not lr < INFINITY:"),
     ("step/optimizer.pxi", "or self.look(lr)):", "or True):"),
@@ -67,9 +68,9 @@ CSRC = [
     # norm and clipping: scaling out of range, sign, sums in blocks
     ("step/norm.pxi", "600 if total <= 1e-290 else -600", "-600 if total <= 1e-290 else 600"),
     ("step/norm.pxi", "1e-290 < total < INFINITY", "0.0 <= total < INFINITY"),
-    ("step/norm.pxi", "(-limit if x[i] < -limit", "(limit if x[i] < -limit"),
-    ("step/norm.pxi", "partial[i] = sum_squares(x + i * NORM_BLOCK, min(NORM_BLOCK, n - i * NORM_BLOCK)",
-     "partial[i] = sum_squares(x + i * NORM_BLOCK, min(NORM_BLOCK, n - i * NORM_BLOCK - 1)"),
+    ("step/norm.pxi", "(-most if x[i] < -most", "(most if x[i] < -most"),
+    ("step/norm.pxi", "partial[i] = fl_sum_squares(x + i * NORM_BLOCK, min(NORM_BLOCK, n - i * NORM_BLOCK)",
+     "partial[i] = fl_sum_squares(x + i * NORM_BLOCK, min(NORM_BLOCK, n - i * NORM_BLOCK - 1)"),
     # cross-entropy: digits of a confident model, ties, tiles of a large vocabulary, signs
     ("layers/cross_entropy.pxi", "log1p((s.count[t] - 1.0) + s.rest[t])", "log(s.count[t] + s.rest[t])"),
     ("layers/cross_entropy.pxi", "v_add(block_rest, v_where_equal(x, m, zero, e))", "v_add(block_rest, e)"),
@@ -145,11 +146,11 @@ CSRC = [
     # the loop: clipping, what is not finite, accumulation, zeroing
     ("step/loop.pxi", "if self.optimizer is None:", "if False:"),
     ("step/loop.pxi", "clip_norm / norm if norm > clip_norm else 1.0", "clip_norm / norm"),
-    ("step/loop.pxi", "isfinite(norm) and isfinite(largest * largest)", "isfinite(norm)"),
+    ("step/loop.pxi", "isfinite(norm) and largest <= self.model.kernels.squarable", "isfinite(norm)"),
     ("step/loop.pxi", "finite = isfinite(loss)", "finite = True"),
     ("step/loop.pxi", "self.model.backward()\n                    self.model.add = True", "self.model.backward()"),
-    ("step/loop.pxi", "memset(self.model.grads, 0, self.model.size * sizeof(double))\n        self.model.busy = self.o",
-     "pass\n        self.model.busy = self.o"),
+    ("step/loop.pxi", "self.model.size * self.model.kernels.itemsize)\n        self.model.busy = self.o",
+     "0)\n        self.model.busy = self.o"),
     ("step/loop.pxi", "total = <double>(splits[(s + 1) * accumulate]", "total = <double>(splits[s * accumulate + 1]"),
     ("step/loop.pxi", "clipped[s] = outside > 0 or norm > clip_norm", "clipped[s] = outside > 0"),
     # one run, and one call, at a time
@@ -180,13 +181,13 @@ CSRC = [
     ("base/threads.h", "omp_pause_resource_all(omp_pause_hard) == 0", "1"),
     # vectors: digits, NaN, the ends of the range, what only one instruction set has
     ("base/simd.h", "0x1.5555555553d63p-5", "0x1.5555556553d63p-5"),
-    ("base/simd.h", "v_where_less(x, v_set(-708.0)", "v_where_less(x, v_set(-744.0)"),
+    ("base/simd.h", "#define FL_EXP_LEAST -708.0", "#define FL_EXP_LEAST -744.0"),
     ("base/simd.h", "fl_exp_parts(v_max(v_set(-40.0), y), &scale)", "fl_exp_parts(v_max(y, v_set(-40.0)), &scale)"),
     ("base/simd.h", "FL_SELECT(a.r[i_] < b.r[i_]", "FL_SELECT(a.r[i_] <= b.r[i_]"),
-    ("base/simd.h", "blocks && K > FL_PANEL ? FL_PANEL : K", "K"),
+    ("base/simd.h", "(blocks || FL_APART) && K > FL_PANEL ? FL_PANEL : K", "K"),
     ("base/simd.h", "_mm256_permute2f128_pd(ab1, cd1, 0x31)", "_mm256_permute2f128_pd(ab1, cd1, 0x20)", "avx2"),
     ("base/simd.h", "_mm512_fpclass_pd_mask(x.r[i_], 0x0e)", "_mm512_fpclass_pd_mask(x.r[i_], 0x06)", "avx512"),
-    ("base/simd.h", "c2 = _mm512_set1_pd(0.375)", "c2 = _mm512_set1_pd(0.37)", "avx512"),
+    ("base/simd.h", "c2 = v_set(0.375)", "c2 = v_set(0.37)", "avx512"),
     ("base/simd.h", "FL_CASE(4) FL_CASE(5)", "FL_CASE(4)", "avx512"),
     ("base/simd.h", "FL_SELECT(a.r[i_] > b.r[i_], a.r[i_], b.r[i_])",
      "FL_SELECT(b.r[i_] < a.r[i_], b.r[i_], a.r[i_])", "baseline"),
@@ -194,7 +195,7 @@ CSRC = [
 
 FASTLOOP = [
     # checks of arrays and numbers
-    ("_check.py", "if a.dtype != dtype:", "if a.dtype.kind != np.dtype(dtype).kind:"),
+    ("_check.py", "is None else a.dtype != dtype:", "is None else a.dtype.kind != np.dtype(dtype).kind:"),
     ("_check.py", "if not a.flags.c_contiguous:", "if False:"),
     ("_check.py", "if not a.flags.aligned:", "if False:"),
     ("_check.py", "if writeable and not a.flags.writeable:", "if False:"),
@@ -212,7 +213,7 @@ FASTLOOP = [
     ("codec.py", "if classes.get(kind.__name__) is not kind and", "if False and"),
     ("arrays.py", "(y >= n)", "(y > n)"),
     ("arrays.py", "if not finite.all():", "if False:"),
-    ("arrays.py", 'np.array(array, np.float64, order="C")', 'np.require(array, np.float64, ["C", "ALIGNED"])'),
+    ("arrays.py", 'np.array(array, dtype, order="C")', 'np.require(array, dtype, ["C", "ALIGNED"])'),
     ("arrays.py", "array = np.array(_read(name, value))", "array = _read(name, value)"),
     ("kernels.py", 'ids("positions", positions, len(wpe))', 'ids("positions", positions, V)'),
     ("kernels.py", '"lm_head": lm_head, "dlogits": dlogits}', '"lm_head": lm_head}'),
@@ -220,8 +221,8 @@ FASTLOOP = [
     ("trainer.py", "def lend(self, what: str) -> Loan:", "def lend(self, what) -> Loan:"),
     ("kernels.py", 'number("eps", eps, 0, above=True)', 'number("eps", eps, 0)'),
     ("kernels.py",
-     "variant.cross_entropy_forward(logits, targets, losses)\n    _require_finite(losses, logits, targets)\n\n",
-     "variant.cross_entropy_forward(logits, targets, losses)\n\n"),
+     "cross_entropy_forward(logits, targets, losses)\n    _require_finite(losses, logits, targets)\n\n",
+     "cross_entropy_forward(logits, targets, losses)\n\n"),
     ("params.py", "if value.shape != view.shape:", "if False:"),
     ("params.py", "def __reduce__(self) -> tuple[object, ...]:", "def plain_reduce(self):"),
     ("params.py", "self._flat[...] = value", "self._flat = value"),
@@ -230,8 +231,22 @@ FASTLOOP = [
     # models and sampling
     ("models.py", "if count < 1:", "if count < 0:"),
     ("models.py", "if name in (\"params\", \"grads\") and", "if False and"),
-    ("models.py", "if name in getattr(self, \"config_names\", ()) and", "if False and"),
-    ("models.py", "init_std, 0.0, MOST_STD)", "init_std, 0.0)"),
+    ("models.py", "if name in (\"dtype\", *getattr(self, \"config_names\", ())) and", "if False and"),
+    ("models.py", "init_std, 0.0, MOST_STD[dtype.itemsize])", "init_std, 0.0)"),
+    # float32
+    ("models.py", "lost = np.isinf(into.flat) & np.isfinite(values.flat)", "lost = np.zeros(1, bool)"),
+    ("models.py", "if value.dtype.itemsize > 2 and value.dtype != self.dtype:", "if False:"),
+    ("models.py", '{**config, "dtype": self.dtype.name}', "config"),
+    ("models.py", "drawn = self.params if dtype == np.float64 else Params(shapes)", "drawn = self.params"),
+    ("models.py", "logits = logits.astype(np.float64, copy=False)", "pass"),
+    ("params.py", "not np.can_cast(dtype, self._flat.dtype)", "False"),
+    ("optim.py", "            if p.dtype != dtype:", "            if False:"),
+    ("optim.py", "if params.flat.dtype != dtype:", "if False:"),
+    ("optim.py", "if not 0.0 < eps < inf:", "if False:"),
+    ("optim.py", "np.zeros(p.shape, dtype)", "np.zeros(p.shape)"),
+    ("codec.py", "dtype = of_model if dtype is None else np.dtype(dtype)", "dtype = np.dtype(dtype or array.dtype)"),
+    ("diagnose.py", "beta2**trainer.optimizer.t < forgotten", "beta2**trainer.optimizer.t < 0.0"),
+    ("gradcheck.py", "return {name: 4.0 * float(", "return {name: 0.0 * float("),
     ("models.py", "(cumulative <= u[:, None]", "(cumulative < u[:, None]"),
     ("models.py", "kept[before >= top_p", "kept[before + kept >= top_p"),
     ("models.py", "np.exp((logits - largest) / temperature)", "np.exp(logits / temperature)"),
@@ -322,7 +337,7 @@ FASTLOOP = [
     # checkpoint files
     ("codec.py", "if kinds and type(value) not in kinds:", "if False:"),
     ("codec.py", "if array.dtype != dtype or array.shape != shape:", "if array.shape != shape:"),
-    ("codec.py", '"exp_avg_sq": (np.float64, 0.0)', '"exp_avg_sq": (np.float64, -INF)'),
+    ("codec.py", '"exp_avg_sq": (None, 0.0)', '"exp_avg_sq": (None, -INF)'),
     ("checkpoint.py", "os.fsync(file.fileno())", "pass"),
     ("checkpoint.py", "if digest(body) != comment[len(MARK) :]:", "if False:"),
     ("checkpoint.py", "os.remove(temporary)", "pass"),
@@ -374,7 +389,8 @@ FASTLOOP = [
     ("diagnose.py", "np.isfinite(history.loss) & ~np.isinf(history.norm)", "np.isfinite(history.loss)"),
     ("gradcheck.py", "if beyond > tol * largest:", "if beyond > tol:"),
     ("gradcheck.py", "return math.inf, math.inf, slope", "return 0.0, 0.0, slope"),
-    ("gradcheck.py", "model.params.flat[:], model.grads.flat[:] = params, grads", "model.params.flat[:] = params"),
+    ("gradcheck.py", "original.params.flat[:], original.grads.flat[:] = params, grads",
+     "model.params.flat[:] = params"),
     # the command
     ("arrays.py", "isinstance(part, np.ma.MaskedArray)", "False"),
     ("arrays.py", "order[np.minimum(np.searchsorted(classes, y, sorter=order), n - 1)]",
@@ -437,7 +453,7 @@ FAULTS = [
      "stored = {**vars(args), **stored}"),
     ("environment", "csrc/core.pyx", "include \"base/threads.pxi\"",
      'cdef extern from "fenv.h":\n    int fesetround(int)\nfesetround(0)\ninclude "base/threads.pxi"'),
-    ("long", "csrc/step/adam.pxi", "TINY = 1e-290", "TINY = 0.0"),
+    ("long", "csrc/base/real.h", "#define FL_TINY 1e-290", "#define FL_TINY 0.0"),
     ("setup", "setup.py", "self.force = True", "self.force = False"),
     ("setup", "setup.py", "            version, c.compiler_so,", "            c.compiler_so,"),
 ]
@@ -452,7 +468,8 @@ FIRST = {
     "matmul": f"kernels {MODELS}", "logits": "kernels",
     "language": MODELS, "linear": "layers gpt", "attention": "layers gpt", "rmsnorm": "csrc layers gpt", "gpt": "gpt",
     "mlp": "mlp", "activation": "layers mlp gpt", "head": f"layers {MODELS}", "layer": f"layers {MODELS}",
-    "chunks": MODELS, "declarations": "mlp gpt", "arena": "core",
+    "chunks": MODELS, "declarations": "mlp gpt core one_at_a_time", "arena": "core",
+    "real": "kernels optim numerics finite", "floats": "core optim",
     "loop": "core trainer mlp optim one_at_a_time finite", "tokens": "core data gpt trainer copies",
     "arrays": "core mlp trainer copies one_at_a_time", "threads": "config trainer core gpt one_at_a_time",
     "model": "one_at_a_time",
@@ -503,8 +520,13 @@ def sources(name, folder=ROOT / "csrc"):
     return {name, "declarations.pxi"}.union(*(sources(other, folder) for other in named))
 
 
+def modules_of(variant):
+    """What a tree needs that knows this instruction set alone."""
+    return ["core", variant, f"{variant}_float32"]
+
+
 def build(tree, modules, cythonize=True, options=("-O0",)):
-    """Build these modules, "core" or a variant, in the tree; raises RuntimeError with what the compiler said."""
+    """Build these modules, "core" or an engine, in the tree; raises RuntimeError with what the compiler said."""
     for name in modules:
         c = tree / f"{name}.c"
         steps = [[
@@ -513,7 +535,8 @@ def build(tree, modules, cythonize=True, options=("-O0",)):
         ]] if cythonize else []
         steps.append([
             "gcc", "-shared", "-fPIC", "-fopenmp", *options, "-fno-math-errno", "-fno-trapping-math",
-            "-ffp-contract=off", *FLAGS.get(name, []), "-Icsrc", f"-I{sysconfig.get_path('include')}", c,
+            "-ffp-contract=off", *FLAGS.get(name.removesuffix("_float32"), []),
+            *(["-DFL_FLOAT32"] if name.endswith("_float32") else []), "-Icsrc", f"-I{sysconfig.get_path('include')}", c,
             "-o", f"fastloop/_core/{name}{SUFFIX}",
         ])
         for step in steps:
@@ -565,7 +588,7 @@ def plant(sound, work, quick, number, fault):
     only(tree, variant)
     try:
         if file.startswith("csrc"):
-            modules = [name for name in ("core", variant) if file.removeprefix("csrc/") in sources(f"{name}.pyx")]
+            modules = [name for name in modules_of(variant) if file.removeprefix("csrc/") in sources(f"{name}.pyx")]
             build(tree, modules, cythonize=path.suffix != ".h")
         if test:
             caught = first_failure(tree, [test], others=False)
@@ -610,7 +633,7 @@ def main():
         work, sound = Path(work), Path(work, "sound")
         shutil.copytree(ROOT, sound, ignore=LEFT_OUT)
         for variant in sorted({fault[3] for fault in chosen}):
-            build(sound, ["core", variant])
+            build(sound, modules_of(variant))
             only(sound, variant)
             others = not args.quick and variant == usual and args.only != "faults"
             tests = {fault[4] for fault in chosen if fault[4]} if variant == usual else ()

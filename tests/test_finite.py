@@ -20,6 +20,23 @@ many = settings(derandomize=True, deadline=None, max_examples=150, database=None
 
 DOCS = ["abc", "ca", "b"]
 MAX = np.finfo(float).max
+both = pytest.mark.parametrize("dtype", ["float64", "float32"])
+
+
+def sized(x, dtype):
+    """x, drawn for float64, or for float32 a number at the same place in its range."""
+    if dtype == "float64" or 1e-4 <= abs(x) <= 1e4 or x == 0.0:
+        return x
+    return math.copysign(float(min(10.0 ** (math.log10(abs(x)) / 8.0), np.finfo(np.float32).max)), x)
+
+
+def optimizer_for(made, dtype):
+    """(class, arguments) for parameters of that dtype."""
+    kind, options = made
+    options = {k: sized(x, dtype) if isinstance(x, float) else x for k, x in options.items()}
+    if dtype == "float32" and "betas" in options:
+        options["betas"] = tuple(min(beta, 1.0 - 2.0**-23) for beta in options["betas"])
+    return kind, options
 
 
 def digest(opt, params):
@@ -67,7 +84,7 @@ def sgd_step(grad, param, velocity, t, lr, weight_decay, momentum, dampening, ne
     g = grad + weight_decay * param
     if momentum:
         velocity[:] = momentum * velocity + (1.0 if t == 1 else 1.0 - dampening) * g
-        velocity[np.abs(velocity) < 1e-290] = 0.0
+        velocity[np.abs(velocity) < (1e-290 if velocity.dtype == float else np.float32(1e-35))] = 0.0
         g = g + momentum * velocity if nesterov else velocity
     param -= lr * g
 
@@ -87,17 +104,24 @@ def unguarded(kind, options, opt, params, grads):
     return params, states
 
 
+@both
 @many
 @given(optimizers(), st.lists(signed, min_size=3, max_size=3), st.data())
-def test_over_arrays_a_step_is_refused_where_and_only_where_it_writes_what_is_not_finite(made, values, data):
-    kind, options = made
-    params = [np.array(values[:2]), np.array(values[2:])]
+def test_over_arrays_a_step_is_refused_where_and_only_where_it_writes_what_is_not_finite(dtype, made, values, data):
+    kind, options = optimizer_for(made, dtype)
+
+    def arrays(values):
+        values = np.array([sized(x, dtype) for x in values], dtype)
+        return [values[:2].copy(), values[2:].copy()]
+
+    params = arrays(values)
     opt = kind(params=params, **options)
     for _ in range(4):
         grads = data.draw(st.sampled_from([moderate, signed]).flatmap(lambda x: st.lists(x, min_size=3, max_size=3)))
-        grads = [np.array(grads[:2]), np.array(grads[2:])]
+        grads = arrays(grads)
         expected, states = unguarded(kind, options, opt, params, grads)
-        squares = all(math.isfinite(norm * norm) for norm in map(kernels.grad_norm, grads))
+        norms = map(kernels.grad_norm, grads)
+        squares = all(norm * norm <= float(np.finfo(dtype).max) for norm in norms)
         before = digest(opt, params)
         try:
             opt.step(grads)
@@ -111,8 +135,8 @@ def test_over_arrays_a_step_is_refused_where_and_only_where_it_writes_what_is_no
                 assert [a.tobytes() for a in slots.values()] == [a.tobytes() for a in state]
 
 
-def make(optimizer=None, **options):
-    model = fl.BigramLM(4, n_embd=3, block_size=4, init_std=1.0)
+def make(optimizer=None, dtype="float64", **options):
+    model = fl.BigramLM(4, n_embd=3, block_size=4, init_std=1.0, dtype=dtype)
     return fl.Trainer(model, optimizer or fl.Adam(), tokenizer=fl.CharTokenizer(["abc"]), **options)
 
 
@@ -121,11 +145,13 @@ schedules = st.one_of(
 )
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 @many
 @given(optimizers(), signed, signed, schedules, st.sampled_from([None, 1.0, 1e170]), st.data())
-def test_by_hand_a_step_is_whole_or_changes_nothing(made, param, grad, factor, clip, data):
-    kind, options = made
-    trainer = make(kind(**options), schedule=lambda step: factor if step == 2 else 1.0)
+def test_by_hand_a_step_is_whole_or_changes_nothing(dtype, made, param, grad, factor, clip, data):
+    kind, options = optimizer_for(made, dtype)
+    param, grad = sized(param, dtype), sized(grad, dtype)
+    trainer = make(kind(**options), dtype, schedule=lambda step: factor if step == 2 else 1.0)
     flat, opt = trainer.model.params.flat, trainer.optimizer
     batch = trainer.batch(DOCS)
     for step in range(4):
@@ -139,7 +165,7 @@ def test_by_hand_a_step_is_whole_or_changes_nothing(made, param, grad, factor, c
             if clip:
                 trainer.clip_grad_norm(clip)
             if step == 3:
-                flat[5], trainer.model.grads.flat[7] = param, data.draw(signed)     # between clip and step
+                flat[5], trainer.model.grads.flat[7] = param, sized(data.draw(signed), dtype)   # between clip and step
                 before = digest(opt, [flat])
             lr = trainer.step()
             assert 0.0 <= lr < math.inf
@@ -152,13 +178,15 @@ def test_by_hand_a_step_is_whole_or_changes_nothing(made, param, grad, factor, c
 
 
 @pytest.mark.filterwarnings("ignore::fastloop.FastloopWarning")     # of learning rates of 0
+@both
 @many
 @given(optimizers(), st.one_of(st.just(1.0), signed), schedules, st.sampled_from([None, "clip_norm", "clip_value"]),
        st.one_of(moderate, sizes).filter(lambda x: x > 0.0))
-def test_fit_ends_before_the_step_that_would_write_what_is_not_finite(made, param, factor, clip, limit):
-    kind, options = made
+def test_fit_ends_before_the_step_that_would_write_what_is_not_finite(dtype, made, param, factor, clip, limit):
+    kind, options = optimizer_for(made, dtype)
+    param = sized(param, dtype)
     clip = {clip: limit} if clip else {}
-    trainer = make(kind(**options), schedule=lambda step: factor if step == 3 else 1.0, **clip)
+    trainer = make(kind(**options), dtype, schedule=lambda step: factor if step == 3 else 1.0, **clip)
     trainer.model.params.flat[5] = param
     try:
         history = trainer.fit(DOCS, steps=6)

@@ -23,19 +23,20 @@ WRITTEN = {**OVERWRITTEN, "embedding_backward": ["dwte", "dwpe"], "logits_backwa
 ADAM = dict(lr=0.01, beta1=0.85, beta2=0.99, eps=1e-8, t=3)
 
 
-def make(name, N=7, V=27, D=16, scale=1.0):
+def make(name, N=7, V=27, D=16, scale=1.0, dtype=np.float64):
     """Arguments for the kernel `name`: {argument: array}; what it overwrites is filled with NaN."""
     rng = np.random.default_rng([N, V, D])
     T = 8
 
     def real(*shape):
-        return scale * rng.normal(size=shape)
+        return (scale * rng.normal(size=shape)).astype(dtype)
 
     make_one = {
         "inputs": lambda: rng.integers(0, V, N), "positions": lambda: rng.integers(0, T, N),
         "targets": lambda: rng.integers(0, V, N), "wte": lambda: real(V, D), "wpe": lambda: real(T, D),
         "lm_head": lambda: real(V, D), "x": lambda: real(N, D), "logits": lambda: real(N, V),
-        "losses": lambda: real(N), "dx": lambda: real(N, D), "dwte": lambda: real(V, D), "dwpe": lambda: real(T, D),
+        "losses": lambda: np.zeros(N), "dx": lambda: real(N, D), "dwte": lambda: real(V, D),
+        "dwpe": lambda: real(T, D),
         "dlm_head": lambda: real(V, D), "dlogits": lambda: real(N, V), "grad": lambda: real(V, D),
         "param": lambda: real(V, D), "m": lambda: real(V, D), "v": lambda: real(V, D) ** 2,
     }
@@ -59,25 +60,28 @@ def digest(arguments):
     return h.hexdigest()
 
 
-def assert_same(name, expected, result):
-    """Arrays after both were called: inputs unchanged, outputs within 1e-12, no NaN left."""
+def assert_same(name, expected, result, dtype=np.float64):
+    """Arrays after both were called: inputs unchanged, outputs within 1e-12 (float32: 1e-5), no NaN left."""
+    rel = 1e-12 if dtype == np.float64 else 1e-5
     for a in expected:
         assert np.isfinite(result[a]).all(), a
         if a in WRITTEN[name]:
             # The absolute part is for elements of sums that happen to cancel.
-            atol = 1e-14 * abs(expected[a]).max(initial=0.0)
-            np.testing.assert_allclose(result[a], expected[a], rtol=1e-12, atol=atol, err_msg=a)
+            atol = (1e-14 if dtype == np.float64 else 1e-6) * abs(expected[a]).max(initial=0.0)
+            np.testing.assert_allclose(result[a], expected[a], rtol=rel, atol=atol, err_msg=a)
         else:
             np.testing.assert_array_equal(result[a], expected[a], err_msg=a)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_kernel_equals_its_twin(variant, name, size):
-    expected, result = make(name, *size), make(name, *size)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_kernel_equals_its_twin(variant, dtype, name, size):
+    expected, result = make(name, *size, dtype=dtype), make(name, *size, dtype=dtype)
     expected_value, value = call(reference, name, expected), call(kernels, name, result)
-    assert value == expected_value or value == pytest.approx(expected_value, rel=1e-12, abs=0.0)
-    assert_same(name, expected, result)
+    rel = 1e-12 if dtype == np.float64 else 1e-6
+    assert value == expected_value or value == pytest.approx(expected_value, rel=rel, abs=0.0)
+    assert_same(name, expected, result, dtype)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -99,12 +103,36 @@ def test_large_logits(variant, name, size):
     {"zero_grad": True}, {"beta1": 0, "beta2": 0}, {"lr": 0, "weight_decay": 0.1, "decoupled": True},
     {"weight_decay": 0.1, "grad_scale": 3.0, "zero_grad": True},
 ], ids=str)
-def test_adam_options(variant, n, options):
-    expected, result = make("adam_step", V=n, D=1), make("adam_step", V=n, D=1)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_adam_options(variant, dtype, n, options):
+    expected, result = (make("adam_step", V=n, D=1, dtype=dtype) for _ in range(2))
     call(reference, "adam_step", expected, **options)
     call(kernels, "adam_step", result, **options)
     assert not options.get("zero_grad") or not result["grad"].any()
-    assert_same("adam_step", expected, result)
+    assert_same("adam_step", expected, result, dtype)
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-12])
+@pytest.mark.parametrize("dtype, sizes", [(np.float64, (1e-160, 1e-140)), (np.float32, (1e-21, 1e-18, 3e-17, 1e-15))])
+def test_adam_of_gradients_whose_squares_vanish(variant, dtype, sizes, eps):
+    for scale in sizes:
+        expected, result = (make("adam_step", V=100, D=1, scale=scale, dtype=dtype) for _ in range(2))
+        for arguments in (expected, result):
+            arguments["param"][:] = 0.0         # so that the whole of a step shows
+        with np.errstate(under="ignore"):
+            call(reference, "adam_step", expected, eps=eps)
+        call(kernels, "adam_step", result, eps=eps)
+        np.testing.assert_allclose(result["param"], expected["param"], rtol=1e-5)
+        np.testing.assert_allclose(result["m"], expected["m"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("eps", [1e-46, 1e39])
+def test_an_eps_that_float32_cannot_hold_is_refused(eps):
+    arguments = make("adam_step", dtype=np.float32)
+    before = digest(arguments)
+    with pytest.raises(ValueError, match=r"^eps = .* is (0.0|inf) in float32, expected a positive number there"):
+        call(kernels, "adam_step", arguments, eps=eps)
+    assert digest(arguments) == before
 
 
 def test_repeated_ids_add_up(variant):
@@ -158,6 +186,12 @@ def test_bad_arrays_are_refused(name, argument, fault):
     arguments = make(name)
     arguments[argument] = spoil(arguments[argument])
     before = digest(arguments)
+    first = next(a for a, x in make(name).items() if x.dtype == np.float64)
+    if fault == "half the bits" and argument == first:      # the first says what the others must be
+        if name in ("grad_norm", "cross_entropy_forward"):      # there are none
+            call(kernels, name, arguments)
+            return
+        argument, message = r"\w+", "has dtype float64; expected float32"
     with pytest.raises(error, match=f"^{argument} {message}"):
         call(kernels, name, arguments)
     assert digest(arguments) == before

@@ -795,9 +795,11 @@ def test_the_loop_refuses_too_short_a_record_of_clipping():
 
 
 def test_the_compiled_optimiser_knows_its_sizes():
-    for states, grads in [([np.zeros(2)], None), ([None], None), ([], [np.zeros(4)])]:
+    for states, grads in [([np.zeros(2)], None), ([], [np.zeros(4)])]:
         with pytest.raises(ValueError, match="an array of 3 values"):
             _core.variant.SGD([np.zeros(3)], [states], [0.0], grads, 0.5, 0.0, False)
+    with pytest.raises(TypeError, match="not 'NoneType'"):
+        _core.variant.SGD([np.zeros(3)], [[None]], [0.0], None, 0.5, 0.0, False)
     core = fl.SGD(params=[np.zeros(3)])._core
     with pytest.raises(ValueError, match="0 gradients for 1 arrays"):
         core.step_with([], 0.1, True)

@@ -169,7 +169,7 @@ cdef class TokenBatch(Batch):
         return inputs, targets, positions, weights
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
-        cdef Py_ssize_t n = round_up(times(examples, self.data.longest), PANEL)
+        cdef Py_ssize_t n = round_up(times(examples, self.data.longest), WIDEST_PANEL)
         cdef Arena *arena = &self.work.arena
         while self.work.lays_out():
             self.tokens.inputs = <int64_t *>take(arena, n, sizeof(int64_t))

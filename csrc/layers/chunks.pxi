@@ -3,7 +3,7 @@
 # another core has just written would cost more.  The cut depends on the batch alone, so the bits do not depend on the
 # number of threads.
 #
-# Uses: declarations, logits.
+# Uses: declarations, simd, logits.
 
 cdef enum:
     CHUNK_TOKENS = 128

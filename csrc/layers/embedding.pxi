@@ -1,6 +1,6 @@
 # Token plus position embedding: x[n] = wte[inputs[n]] + wpe[positions[n]].
 #
-# Uses: declarations, matmul, layer, logits, chunks.
+# Uses: declarations, simd, matmul, layer, logits, chunks.
 
 cdef void embed(const int64_t *inputs, const int64_t *positions, Py_ssize_t N, Py_ssize_t D,
                 const real *wte, const real *wpe, real *x, Py_ssize_t ldx) noexcept nogil:

@@ -1,6 +1,6 @@
 # The head of a language model: the logits of the vocabulary, their softmax, and the losses.
 #
-# Uses: declarations, matmul, layer, logits, cross_entropy, chunks, linear.
+# Uses: declarations, simd, matmul, layer, logits, cross_entropy, chunks, linear.
 
 # Up to this size of the vocabulary the logits are kept from forward to backward.  Beyond it backward computes them
 # again, tile by tile: a third more arithmetic, but memory that does not grow with V.

@@ -1,7 +1,7 @@
 # What every layer of a language model offers the schedule that runs it (models/language.pxi), and what layers pass to
 # one another, in panels: x[panel][feature][token].
 #
-# Uses: declarations, matmul.
+# Uses: declarations, simd, matmul.
 
 cdef class Value:
     """What one layer writes and another reads: `width` features of each token, and their gradient.

@@ -1,6 +1,6 @@
 # Logits, forward and backward: logits (N, V) = x (N, D) lm_head (V, D)^T.
 #
-# Uses: declarations, matmul.
+# Uses: declarations, simd, matmul.
 
 # Rows of lm_head at a time; with D = 256 they take half of an L2 cache of 512 KiB.
 cdef enum:

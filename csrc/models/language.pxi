@@ -84,12 +84,12 @@ cdef class Blocks(LanguageModel):
         places = self.places(Blocks.tensors_of(blocks, head))
         for b, block in enumerate(blocks):
             for layer in block:
-                layer.point(self.params, self.grads, places)
+                layer.point(<const real *>self.params, <real *>self.grads, places)
                 self.layers[i] = <void *>layer
                 self.work += layer.work
                 i += 1
             self.ends[<Py_ssize_t>b] = i
-        head.point(self.params, self.grads, places)
+        head.point(<const real *>self.params, <real *>self.grads, places)
         self.work //= self.n_blocks
         # A product over a group of panels reads each weight once.
         self.least = GROUP if self.work else 1
@@ -208,8 +208,8 @@ cdef class Blocks(LanguageModel):
             else:
                 (<Layer>self.layers[i]).weight_grad(self.tokens, part, parts, self.add)
 
-    cdef void write_logits(self, double *logits) noexcept nogil:
-        self.head.write_logits(self.tokens, logits)
+    cdef void write_logits(self, void *logits) noexcept nogil:
+        self.head.write_logits(self.tokens, <real *>logits)
 
     cdef int prepare_generation(self) except -1:
         cdef Py_ssize_t i
@@ -220,7 +220,7 @@ cdef class Blocks(LanguageModel):
                 self.head.lay_out_position(&self.scratch.arena)
         return 0
 
-    cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, double *logits) noexcept nogil:
+    cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, void *logits) noexcept nogil:
         cdef int64_t[PANEL] positions
         cdef Tokens b       # only what `generate` of a layer reads is set: N, inputs and positions
         cdef Py_ssize_t i
@@ -230,4 +230,4 @@ cdef class Blocks(LanguageModel):
         for i in range(self.ends[self.n_blocks - 1]):
             (<Layer>self.layers[i]).generate(&b)
         self.head.generate(&b)
-        transpose_panel(self.head.logits_at, B, self.V, logits, self.V)
+        transpose_panel(self.head.logits_at, B, self.V, <real *>logits, self.V)

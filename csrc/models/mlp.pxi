@@ -57,7 +57,7 @@ cdef class MLP(ArrayModel):
     def __init__(self, params, grads, widths, int activation, bint cross_entropy):
         cdef dict places
         cdef Dense *layer
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, place
         Model.__init__(self, kernels, params, grads)
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(f"widths = {widths}: at least the inputs and the outputs, each 1 or more")
@@ -72,8 +72,10 @@ cdef class MLP(ArrayModel):
             layer = &self.layers[i]
             layer.n_in, layer.n_out = widths[i], widths[i + 1]
             layer.ld = padded(layer.n_out)
-            self.point(places[f"layer{i}.weight"], &layer.weight, &layer.dweight)
-            self.point(places[f"layer{i}.bias"], &layer.bias, &layer.dbias)
+            place = places[f"layer{i}.weight"]
+            layer.weight, layer.dweight = <const real *>self.params + place, <real *>self.grads + place
+            place = places[f"layer{i}.bias"]
+            layer.bias, layer.dbias = <const real *>self.params + place, <real *>self.grads + place
         self.n_out = widths[self.depth]
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
@@ -87,6 +89,8 @@ cdef class MLP(ArrayModel):
 
     cdef int bind_inputs(self, Batch batch, Py_ssize_t predictions) except -1:
         cdef Rows *rows = &(<ArrayBatch?>batch).rows
+        if rows.itemsize != sizeof(real):
+            raise TypeError(f"X is float{8 * rows.itemsize}, the model float{8 * sizeof(real)}")
         if rows.n_in != self.layers[0].n_in:
             raise ValueError(f"X has {rows.n_in} columns, the model takes {self.layers[0].n_in}")
         self.batch = batch
@@ -107,12 +111,12 @@ cdef class MLP(ArrayModel):
             self.exp = take_values(arena, N, n_out)
             self.softmax = <Softmax *>take(arena, N // PANEL, sizeof(Softmax))
 
-    cdef void write_outputs(self, real *out) noexcept nogil:
+    cdef void write_outputs(self, void *out) noexcept nogil:
         cdef Dense *last = &self.layers[self.depth - 1]
         cdef Py_ssize_t n
         self.forward_all(False)
         for n in range(self.rows.N):
-            memcpy(out + n * self.n_out, last.z + n * last.ld, self.n_out * sizeof(real))
+            memcpy(<real *>out + n * self.n_out, last.z + n * last.ld, self.n_out * sizeof(real))
 
     cdef Py_ssize_t work_for(self, Py_ssize_t rows) noexcept nogil:
         """Floating-point operations of forward for so many rows."""
@@ -160,7 +164,7 @@ cdef class MLP(ArrayModel):
 
     cdef void forward_rows(self, Py_ssize_t first, Py_ssize_t last, bint score) noexcept nogil:
         """The layers, and with `score` the losses, for the rows first .. last."""
-        cdef const real *a = self.rows.x + first * self.rows.ld
+        cdef const real *a = <const real *>self.rows.x + first * self.rows.ld
         cdef Py_ssize_t lda = self.rows.ld, rows = last - first, i, p, j, n
         cdef Dense *layer = NULL
         cdef real *panel
@@ -180,7 +184,7 @@ cdef class MLP(ArrayModel):
         if not score:
             return
         if not self.cross_entropy:
-            squared_error(z, layer.ld, self.rows.targets + first * layer.n_out, rows, layer.n_out,
+            squared_error(z, layer.ld, <const real *>self.rows.targets + first * layer.n_out, rows, layer.n_out,
                           layer.dz + first * layer.ld, self.losses + first)
             return
         for p in range(first // PANEL, tiles(last, PANEL)):
@@ -236,7 +240,7 @@ cdef class MLP(ArrayModel):
 
     cdef void backward_weights(self, int part, int parts) noexcept nogil:
         """The gradients of the weights of one part of each layer's outputs, summed over all rows in order."""
-        cdef const real *a = self.rows.x
+        cdef const real *a = <const real *>self.rows.x
         cdef real one = 1.0
         cdef Py_ssize_t lda = self.rows.ld, N = self.rows.N, i, first, last
         cdef Dense *layer

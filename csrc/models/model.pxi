@@ -1,6 +1,6 @@
 # What every model offers the training loop: the abstract models, and the gate that lets in one run at a time.
 #
-# Uses: declarations, threads.
+# Uses: declarations, floats, threads.
 
 cdef object get_ident       # hides it from the module's public names, which every engine takes over
 from _thread import get_ident
@@ -68,14 +68,15 @@ cdef class Model:
     `places` then says where each begins.  forward saves in the workspace what backward needs.
     """
 
-    def __init__(self, Kernels kernels not None, const double[::1] params not None, double[::1] grads not None):
-        if params.shape[0] != grads.shape[0] or params.shape[0] == 0:
-            raise ValueError(f"params ({params.shape[0]},) and grads ({grads.shape[0]},) must be equally long")
+    def __init__(self, Kernels kernels not None, params, grads):
+        cdef Floats params_ = kernels.vector(params, False), grads_ = kernels.vector(grads, True)
+        if params_.rows != grads_.rows or params_.rows == 0:
+            raise ValueError(f"params ({params_.rows},) and grads ({grads_.rows},) must be equally long")
         self.kernels = kernels
-        self.arrays = (params, grads)
-        self.size = params.shape[0]
-        self.params = &params[0]
-        self.grads = &grads[0]
+        self.arrays = (params_, grads_)
+        self.size = params_.rows
+        self.params = params_.data
+        self.grads = grads_.data
         self.work = Buffer()
         self.room = -1
 
@@ -95,10 +96,6 @@ cdef class Model:
         if self.size != at:
             raise ValueError(f"{at} parameters expected, got {self.size}")
         return places
-
-    cdef void point(self, Py_ssize_t place, const double **param, double **grad) noexcept:
-        """Point at a tensor and its gradient."""
-        param[0], grad[0] = self.params + place, self.grads + place
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
         """Set the batch that the next passes read, and lay out the workspace for so many predictions."""
@@ -129,34 +126,36 @@ cdef class Model:
 cdef class LanguageModel(Model):
     """A model of V ids and up to T positions, with D features each."""
 
-    def logits_of(self, Batch batch not None, double[:, ::1] logits not None):
+    def logits_of(self, Batch batch not None, logits):
         """Write logits (N, V) of a batch's predictions.  What the last forward saved for backward is lost."""
         cdef Py_ssize_t N = batch.n_predictions
+        cdef Floats out = self.kernels.matrix(logits, True)
         check_free("logits_of()", self.busy)
         self.bind(batch, N)
-        if logits.shape[0] != N or logits.shape[1] != self.V:
-            raise ValueError(f"logits has shape ({logits.shape[0]}, {logits.shape[1]}); needed is ({N}, {self.V})")
+        if out.rows != N or out.columns != self.V:
+            raise ValueError(f"logits has shape ({out.rows}, {out.columns}); expected ({N}, {self.V})")
         self.busy = True
         with nogil:
             self.forward()
-            self.write_logits(&logits[0, 0] if N else NULL)
+            self.write_logits(out.data)
         self.busy = False
 
-    cdef void write_logits(self, double *logits) noexcept nogil:
+    cdef void write_logits(self, void *logits) noexcept nogil:
         """logits (N, V) of the last forward's batch."""
         pass
 
-    def generate_step(self, const int64_t[::1] tokens not None, Py_ssize_t position, double[:, ::1] logits not None):
+    def generate_step(self, const int64_t[::1] tokens not None, Py_ssize_t position, logits):
         """Write logits (B, V) of what follows `tokens` (B,), the ids at `position` of up to PANEL documents.
 
         Called for the positions 0, 1, ... in turn: the keys and values of earlier positions are kept, so a call
         computes one position only.  The logits have the same bits as those of the forward pass.
         """
         cdef Py_ssize_t B = tokens.shape[0], b
-        if not 1 <= B <= PANEL:
-            raise ValueError(f"{B} tokens; 1 to {PANEL} documents go side by side")
-        if logits.shape[0] != B or logits.shape[1] != self.V:
-            raise ValueError(f"logits has shape ({logits.shape[0]}, {logits.shape[1]}), not ({B}, {self.V})")
+        cdef Floats out = self.kernels.matrix(logits, True)
+        if not 1 <= B <= panel_of(self.kernels.itemsize):
+            raise ValueError(f"{B} tokens; 1 to {panel_of(self.kernels.itemsize)} documents go side by side")
+        if out.rows != B or out.columns != self.V:
+            raise ValueError(f"logits has shape ({out.rows}, {out.columns}), not ({B}, {self.V})")
         if not 0 <= position < self.T:
             raise IndexError(f"position = {position} is outside [0, {self.T})")
         if position > self.cached:
@@ -168,7 +167,7 @@ cdef class LanguageModel(Model):
         self.prepare_generation()
         self.busy = True
         with nogil:
-            self.generate(&tokens[0], B, position, &logits[0, 0])
+            self.generate(&tokens[0], B, position, out.data)
         self.busy = False
         self.cached = position + 1
 
@@ -176,7 +175,7 @@ cdef class LanguageModel(Model):
         """Lay out the workspace of generate."""
         raise NotImplementedError
 
-    cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, double *logits) noexcept nogil:
+    cdef void generate(self, const int64_t *tokens, Py_ssize_t B, Py_ssize_t position, void *logits) noexcept nogil:
         """The forward pass of one position of B documents; logits (B, V)."""
         pass
 
@@ -184,22 +183,23 @@ cdef class LanguageModel(Model):
 cdef class ArrayModel(Model):
     """A model of rows of numbers."""
 
-    def predict(self, ArrayBatch batch not None, double[:, ::1] out not None):
+    def predict(self, ArrayBatch batch not None, out):
         """out (N, n_out) overwritten with the last layer's outputs for the batch: values, or logits."""
         cdef Py_ssize_t N = batch.n_examples
-        if out.shape[0] != N or out.shape[1] != self.n_out:
-            raise ValueError(f"out ({out.shape[0]}, {out.shape[1]}) must be ({N}, {self.n_out})")
+        cdef Floats out_ = self.kernels.matrix(out, True)
+        if out_.rows != N or out_.columns != self.n_out:
+            raise ValueError(f"out ({out_.rows}, {out_.columns}) must be ({N}, {self.n_out})")
         check_free("predict()", self.busy)
         self.bind_inputs(batch, batch.n_predictions)
         self.busy = True
         with nogil:
-            self.write_outputs(&out[0, 0] if N else NULL)
+            self.write_outputs(out_.data)
         self.busy = False
 
     cdef int bind_inputs(self, Batch batch, Py_ssize_t predictions) except -1:
         """bind, for a batch that need not have a y."""
         raise NotImplementedError
 
-    cdef void write_outputs(self, double *out) noexcept nogil:
-        """out (N, n_out) for the batch that was bound."""
+    cdef void write_outputs(self, void *out) noexcept nogil:
+        """out (N, n_out) of the batch that was bound."""
         pass

@@ -2,12 +2,11 @@
 #
 # Uses: declarations, simd.
 
-# A moment below this is set to zero: decayed further it would become subnormal, and arithmetic on subnormal numbers
+# A moment below TINY is set to zero: decayed further it would become subnormal, and arithmetic on subnormal numbers
 # takes a hundred cycles (an id that no longer occurs would slow every later step).  Flushing takes a tenth of the pass
-# in cache, so it is done every 16th step: from 1e-290 to the subnormal numbers is a factor of 4e17, which takes 16
-# steps or more for any beta above 0.1.  With an eps so small that such a v would matter beside it (below 1e-125, no
-# practical eps) the limit is lower: without its v, what is left of m would be divided by eps alone.
-cdef double TINY = 1e-290
+# in cache, so it is done every 16th step: from TINY to the subnormal numbers is a factor of 4e17 (in float32 850),
+# which takes 16 steps or more for any beta above TINY_BETA.  With an eps so small that such a v would matter beside it
+# (below 1e-125, in float32 3e-9) the limit is lower: without its v, what is left of m would be divided by eps alone.
 cdef enum:
     FLUSH_EVERY = 16    # steps
 
@@ -28,11 +27,14 @@ cdef struct AdamStep:
     bint plain              # grad_scale and keep are 1 and l2 is 0, which change no bit
     bint flush              # whether moments below `tiny` become 0 in this step
     double tiny
+    double tiny_grad        # float32: a smaller gradient's square would be subnormal, and is taken to be 0
 
 
 cdef AdamStep adam_scalars(double lr, double beta1, double beta2, double eps, int64_t t, double grad_scale,
                            double weight_decay, bint decoupled) noexcept nogil:
     cdef AdamStep c
+    # What a moment keeps and what it takes from the gradient add up to 1 in float32, too.
+    beta1, beta2 = <double>(<real>beta1), <double>(<real>beta2)
     # 1 - beta^t as -expm1(t log beta): for beta near 1 the difference would lose three digits in the first steps.
     c.step_size = lr / -expm1(<double>t * log(beta1))
     c.v_scale = 1.0 / sqrt(-expm1(<double>t * log(beta2)))
@@ -40,8 +42,9 @@ cdef AdamStep adam_scalars(double lr, double beta1, double beta2, double eps, in
     c.beta2 = beta2
     c.eps = eps
     c.grad_scale = grad_scale
-    c.flush = t % FLUSH_EVERY == 0 or min(beta1, beta2) < 0.1
-    c.tiny = min(TINY, (1e-20 * eps) * (1e-20 * eps))
+    c.flush = t % FLUSH_EVERY == 0 or min(beta1, beta2) < TINY_BETA
+    c.tiny = min(TINY, (TINY_ROOT * eps) * (TINY_ROOT * eps))
+    c.tiny_grad = sqrt(c.tiny / (1.0 - beta2))
     adam_decay(&c, lr, weight_decay, decoupled)
     return c
 
@@ -67,7 +70,7 @@ cdef void adam_update(real *grad, real *param, real *m, real *v, Py_ssize_t n, c
     cdef vec step = v_set(-c.step_size), v_scale = v_set(c.v_scale), eps = v_set(c.eps)
     cdef vec p, g, mi, vi
     cdef bint plain = c.plain, flush = c.flush
-    cdef double tiny = c.tiny
+    cdef real tiny = <real>c.tiny, tiny_grad = <real>c.tiny_grad
     cdef Py_ssize_t i = 0, left
     cdef real[4][PANEL] last
     while i + PANEL <= n:
@@ -77,6 +80,8 @@ cdef void adam_update(real *grad, real *param, real *m, real *v, Py_ssize_t n, c
             g = v_fma(l2, p, v_mul(g, grad_scale))
             p = v_mul(p, keep)
         mi = v_fma(beta1, v_load(m + i), v_mul(gain1, g))
+        if sizeof(real) == sizeof(float):
+            g = v_flush(g, tiny_grad)       # m has the gradient itself
         vi = v_fma(beta2, v_load(v + i), v_mul(gain2, v_mul(g, g)))
         if flush:
             mi = v_flush(mi, tiny)
@@ -133,11 +138,12 @@ cdef class Adam(Optimizer):
         cdef bint apart = c.l2 == 0.0 and fabs(c.keep) <= 1.0       # what is added to a parameter does not depend on it
         cdef double g = largest if apart else largest + c.l2 * self.largest_param(), ratio, move
         self.moment = max(self.moment, g)
-        ratio = self.moment / self.eps
+        ratio = self.moment / <double>(<real>self.eps)
         move = c.step_size * ratio
         self.param = max(1.0, fabs(c.keep)) * self.param + move
-        return g <= MODERATE and ratio < LARGE and move < LARGE and (apart or self.param < LARGE)
+        return (g <= MODERATE and ratio < LARGE and c.step_size < LARGE and move < LARGE
+                and (apart or self.param < LARGE))
 
     cdef void apply(self, Segment *s, double lr) noexcept nogil:
         adam_decay(&self.scalars, lr, s.decay, self.decoupled)
-        adam_run(s.grad, s.param, s.state[0], s.state[1], s.n, &self.scalars, False)
+        adam_run(<real *>s.grad, <real *>s.param, <real *>s.state[0], <real *>s.state[1], s.n, &self.scalars, False)

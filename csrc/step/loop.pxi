@@ -50,7 +50,7 @@ cdef class Loop:
     cdef inline void zero(self) noexcept:
         self.model.busy = True
         with nogil:
-            memset(self.model.grads, 0, self.model.size * sizeof(double))
+            memset(self.model.grads, 0, self.model.size * self.model.kernels.itemsize)
         self.model.busy = False
 
     def forward(self, Batch batch not None):
@@ -120,7 +120,7 @@ cdef class Loop:
         with nogil:
             if norm < 0.0:
                 norm = self.model.kernels.norm2(self.model.grads, self.model.size, self.partial)
-            stepped = isfinite(norm * norm) and self.optimizer.update(lr, 1.0, norm)    # Adam squares the gradient
+            stepped = norm <= self.model.kernels.squarable and self.optimizer.update(lr, 1.0, norm)  # Adam squares it
         self.steps += stepped
         self.model.busy = self.optimizer.busy = False
         return None if stepped else norm
@@ -186,7 +186,7 @@ cdef class Loop:
                 scale = clip_norm / norm if norm > clip_norm else 1.0
                 largest = min(norm * scale, clip_value)     # a bound on the values of the gradient
                 # The square, too, must be finite: Adam squares the gradient.
-                if not (isfinite(norm) and isfinite(largest * largest)):
+                if not (isfinite(norm) and largest <= self.model.kernels.squarable):
                     break
                 outside = 0
                 if clip_value < INFINITY:
@@ -197,7 +197,7 @@ cdef class Loop:
                     break
                 s += 1
                 self.steps += 1
-            memset(self.model.grads, 0, self.model.size * sizeof(double))
+            memset(self.model.grads, 0, self.model.size * self.model.kernels.itemsize)
         self.model.busy = self.optimizer.busy = False
         self.loss, self.norm = loss, norm
         return s

@@ -7,10 +7,8 @@
 # step is as large, whatever the parameter.  Where the bounds are not low enough, `look` takes the step on copies first,
 # and checks the results.
 #
-# Uses: declarations, threads.
+# Uses: declarations, floats, threads.
 
-LARGE = 1e290       # a hundredth of 1e292, since the bounds themselves are rounded
-MODERATE = 1e153    # the square of a gradient up to this may be added to any finite v
 cdef enum:
     LOOK = 256      # values that `look` copies at a time
 
@@ -25,10 +23,10 @@ cdef class Optimizer:
         grads: arrays (n,) that every step reads, or None where each step is given its own (step_with).
         """
         cdef Py_ssize_t i, j, longest = 0
-        cdef double[::1] array
         cdef Segment *s
+        cdef list arrays = []       # so that they outlive the pointers
         self.kernels = kernels
-        self.kept = (params, states, grads)
+        self.kept = arrays
         self.memory, self.partial_memory = Buffer(), Buffer()
         self.moment = self.param = INFINITY
         self.count = len(params)
@@ -40,15 +38,22 @@ cdef class Optimizer:
             s = &self.segments[i]
             self.shapes[i] = params[i].shape
             array = params[i].reshape(-1)
-            s.n, s.decay = array.shape[0], decays[i]
+            s.n, s.decay = array.size, decays[i]
             self.decay = max(self.decay, s.decay)
             longest = max(longest, s.n)
-            s.param = pointer(array, s.n)
+            s.param = self.pointer(array, s.n, arrays)
             for j in range(len(states[i])):
-                s.state[j] = pointer(states[i][j], s.n)
+                s.state[j] = self.pointer(states[i][j], s.n, arrays)
             if grads is not None:
-                s.grad = pointer(grads[i], s.n)
+                s.grad = self.pointer(grads[i], s.n, arrays)
         self.partial = <double *>self.partial_memory.array(norm_blocks(longest), sizeof(double))
+
+    cdef void *pointer(self, array, Py_ssize_t n, list arrays) except? NULL:
+        cdef Floats x = self.kernels.vector(array, True)
+        if x.rows != n:
+            raise ValueError(f"an array of {n} values expected, got {x.rows}")
+        arrays.append(x)
+        return x.data
 
     @property
     def t(self):
@@ -65,13 +70,15 @@ cdef class Optimizer:
     def step_with(self, list grads not None, double lr, bint look):
         """Take one step from these gradients, which are not copied; None where it was taken.
 
-        Otherwise nothing was written, and the result says why: (i, None), grads[i] is no C-contiguous float64 array of
-        its parameter's shape; (i, norm), its norm or the square of it is not finite (only with `look`; Adam squares the
-        gradient); (-1, the largest norm), the step would write something not finite.  Raises ValueError where a
-        gradient and a parameter overlap in memory.
+        Otherwise nothing was written, and the result says why: (i, None), grads[i] is no C-contiguous array of the
+        right dtype and its parameter's shape; (i, norm), its norm or the square of it is not finite (only with `look`;
+        Adam squares the gradient); (-1, the largest norm), the step would write something not finite.  Raises
+        ValueError where a gradient and a parameter overlap in memory.
         """
         cdef Py_ssize_t i = 0, j, taken = 0
+        cdef Py_ssize_t size = self.kernels.itemsize
         cdef Segment *s
+        cdef Segment *other
         cdef double norm, largest = 0.0
         cdef bint stepped
         if len(grads) != self.count:
@@ -84,15 +91,17 @@ cdef class Optimizer:
                     return i, None
                 taken += 1
                 s = &self.segments[i]
-                s.grad = <double *>self.views[i].buf        # the step does not write to it
+                s.grad = self.views[i].buf          # the step does not write to it
                 for j in range(self.count if s.n else 0):
-                    if s.grad < self.segments[j].param + self.segments[j].n and self.segments[j].param < s.grad + s.n:
+                    other = &self.segments[j]
+                    if (<char *>s.grad < <char *>other.param + other.n * size
+                            and <char *>other.param < <char *>s.grad + s.n * size):
                         raise ValueError(f"grads[{i}] and params[{j}] overlap in memory")
             for i in range(self.count if look else 0):
                 s = &self.segments[i]
                 with nogil:
                     norm = self.kernels.norm2(s.grad, s.n, self.partial)
-                if not isfinite(norm * norm):
+                if not norm <= self.kernels.squarable:
                     return i, norm
                 largest = max(largest, norm)
             self.param = INFINITY
@@ -106,7 +115,7 @@ cdef class Optimizer:
                 PyBuffer_Release(&self.views[j])
 
     cdef bint view(self, Py_ssize_t i, grad) except -1:
-        """Make views[i] a view of a gradient; False, and no view, unless it is aligned float64 of the right shape."""
+        """Make views[i] a view of a gradient; False, and no view, unless it is aligned and its dtype and shape fit."""
         cdef Py_buffer *view = &self.views[i]
         cdef tuple shape = self.shapes[i]
         cdef Py_ssize_t j
@@ -117,7 +126,7 @@ cdef class Optimizer:
             PyObject_GetBuffer(grad, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
         except (BufferError, ValueError):       # NumPy raises the latter
             return False
-        fits = view.ndim == len(shape) and strcmp(view.format, b"d") == 0 and <uintptr_t>view.buf % sizeof(double) == 0
+        fits = view.ndim == len(shape) and float_size(view) == self.kernels.itemsize
         for j in range(view.ndim if fits else 0):
             fits = fits and view.shape[j] == <Py_ssize_t>shape[j]
         if not fits:
@@ -155,8 +164,8 @@ cdef class Optimizer:
     cdef bint update_unseen(self, double lr) noexcept nogil:
         """The same, assuming that these gradients and all before them were moderate; only lr is checked."""
         cdef bint stepped
-        self.moment = MODERATE
-        stepped = self.update(lr, 1.0, MODERATE)
+        self.moment = self.kernels.moderate
+        stepped = self.update(lr, 1.0, self.kernels.moderate)
         self.moment = INFINITY
         return stepped
 
@@ -173,7 +182,8 @@ cdef class Optimizer:
 
         A parameter that already is not finite, such as in the row of an id that never occurs, does not count.
         """
-        cdef double[4][LOOK] copies
+        cdef double[4][LOOK] copies         # of float32 too
+        cdef Py_ssize_t size = self.kernels.itemsize
         cdef double moment = 0.0, param = 0.0, other = 0.0
         cdef Py_ssize_t i, j, first, n
         cdef Segment *s
@@ -181,22 +191,22 @@ cdef class Optimizer:
         for i in range(self.count):
             s = &self.segments[i]
             part = s[0]
-            part.grad, part.param = copies[0], copies[1]
+            part.grad, part.param = <void *>copies[0], <void *>copies[1]
             first = 0
             while first < s.n:
                 part.n = n = min(LOOK, s.n - first)
-                memcpy(copies[0], s.grad + first, n * sizeof(double))
-                memcpy(copies[1], s.param + first, n * sizeof(double))
+                memcpy(copies[0], <char *>s.grad + first * size, n * size)
+                memcpy(copies[1], <char *>s.param + first * size, n * size)
                 for j in range(2):
                     if s.state[j] != NULL:
-                        part.state[j] = copies[2 + j]
-                        memcpy(copies[2 + j], s.state[j] + first, n * sizeof(double))
+                        part.state[j] = <void *>copies[2 + j]
+                        memcpy(copies[2 + j], <char *>s.state[j] + first * size, n * size)
                 self.apply(&part, lr)
-                param = max(param, largest_of(copies[1], s.param + first, n))
+                param = max(param, self.kernels.largest(copies[1], <char *>s.param + first * size, n))
                 if s.state[0] != NULL:
-                    moment = max(moment, largest_of(copies[2], NULL, n))
+                    moment = max(moment, self.kernels.largest(copies[2], NULL, n))
                 if s.state[1] != NULL:
-                    other = max(other, largest_of(copies[3], NULL, n))
+                    other = max(other, self.kernels.largest(copies[3], NULL, n))
                 first += n
         self.moment, self.param = moment, param
         return param < INFINITY and moment < INFINITY and other < INFINITY
@@ -211,21 +221,3 @@ cdef class Optimizer:
                 norm = self.kernels.norm2(self.segments[i].param, self.segments[i].n, self.partial)
                 self.param = max(self.param, norm) if isfinite(norm) else INFINITY
         return self.param
-
-
-cdef double *pointer(double[::1] array, Py_ssize_t n) except? NULL:
-    if array is None or array.shape[0] != n:
-        raise ValueError(f"an array of {n} values expected")
-    return &array[0] if n else NULL
-
-
-cdef double largest_of(const double *x, const double *before, Py_ssize_t n) noexcept nogil:
-    """max |x| over n values, infinite where one is not finite that was finite `before` (NULL: all of them were)."""
-    cdef double largest = 0.0
-    cdef Py_ssize_t i
-    for i in range(n):
-        if isfinite(x[i]):
-            largest = max(largest, fabs(x[i]))
-        elif before == NULL or isfinite(before[i]):
-            return INFINITY
-    return largest

@@ -1,6 +1,6 @@
 # Stochastic gradient descent in one pass over memory, with or without momentum.
 #
-# Uses: declarations, simd, adam.
+# Uses: declarations, simd.
 
 # A value takes as long as so many floating-point operations of a matrix product, in which threads_for counts.
 cdef enum:
@@ -18,16 +18,17 @@ cdef struct SgdStep:
 cdef void sgd_update(real *grad, real *param, real *velocity, Py_ssize_t n, const SgdStep *step) noexcept nogil:
     """One step over n values; velocity may be NULL where momentum is 0."""
     cdef Py_ssize_t i
-    cdef double g, u
-    cdef SgdStep c = step[0]
+    cdef real g, u, lr = <real>step.lr, momentum = <real>step.momentum, gain = <real>step.gain, tiny = <real>TINY
+    cdef real grad_scale = <real>step.grad_scale, l2 = <real>step.l2
+    cdef bint nesterov = step.nesterov
     for i in range(n):
-        g = grad[i] * c.grad_scale + c.l2 * param[i]
+        g = grad[i] * grad_scale + l2 * param[i]
         if velocity != NULL:
-            u = c.momentum * velocity[i] + c.gain * g
-            u = 0.0 if fabs(u) < TINY else u
+            u = momentum * velocity[i] + gain * g
+            u = <real>0.0 if -tiny < u < tiny else u
             velocity[i] = u
-            g = g + c.momentum * u if c.nesterov else u
-        param[i] -= c.lr * g
+            g = g + momentum * u if nesterov else u
+        param[i] -= lr * g
 
 
 cdef void sgd_run(real *grad, real *param, real *velocity, Py_ssize_t n, const SgdStep *c) noexcept nogil:
@@ -69,14 +70,16 @@ cdef class SGD(Optimizer):
         cdef SgdStep *c = &self.scalars
         c[0] = sgd_scalars(lr, self.momentum, self.dampening, self.nesterov, self.taken, grad_scale, self.decay)
         cdef bint apart = c.l2 == 0.0       # what is added to a parameter does not depend on it
-        cdef double g = largest if apart else largest + c.l2 * self.largest_param(), u = g, move
+        cdef double g = largest if apart else largest + c.l2 * self.largest_param(), u = g, inner, move
         if self.momentum > 0.0:
             u = self.momentum * self.moment + fabs(c.gain) * g
             self.moment = u
-        move = lr * (g + self.momentum * u if self.nesterov else u)
+        inner = g + self.momentum * u if self.nesterov else u
+        move = lr * inner
         self.param += move
-        return g < LARGE and u < LARGE and move < LARGE and (apart or self.param < LARGE)
+        return (g < LARGE and u < LARGE and inner < LARGE and lr < LARGE and move < LARGE
+                and (apart or self.param < LARGE))
 
     cdef void apply(self, Segment *s, double lr) noexcept nogil:
         self.scalars.l2 = s.decay
-        sgd_run(s.grad, s.param, s.state[0], s.n, &self.scalars)
+        sgd_run(<real *>s.grad, <real *>s.param, <real *>s.state[0], s.n, &self.scalars)

@@ -1,4 +1,4 @@
-"""Chooses the compiled variant for the running CPU when it is first imported.
+"""Chooses the compiled variant for the running CPU when it is first imported; each precision has a module.
 
 FASTLOOP_ISA=baseline, avx2 or avx512 forces one.  Little else lives here: the kernels are in csrc/.
 """
@@ -65,10 +65,20 @@ try:
     if TYPE_CHECKING:
         from . import baseline as variant  # stands for all, which have the same names
     else:
-        variant = load(isa)
+        variant = load(isa)         # the engine of float64; what is compiled once (core.pyi) is in each
 finally:
     if patient:
         del os.environ["GOMP_SPINCOUNT"]
+
+engines: dict[str, Any] = {"d": variant}        # by the character of the dtype; the other is loaded when it is needed
+
+
+def engine(dtype: Any) -> Any:
+    """The compiled module of this instruction set whose values have that numpy.dtype, float64 or float32."""
+    try:
+        return engines[dtype.char]
+    except KeyError:
+        return engines.setdefault(dtype.char, load(f"{isa}_{dtype.name}"))
 
 
 def remade(name: str, arguments: tuple[Any, ...], taken: tuple[bytes, float] | None = None) -> Any:

@@ -1,6 +1,10 @@
-# An engine: the kernels and models for one instruction set, the same in every variant, and the names of core.pyi.
+# An engine: the kernels and models for one instruction set and precision, the same names in all of them, and the names
+# of core.pyi.  `real` is double or float: the arrays of an engine have its precision.
 
-from .._types import Floats, Ints
+import numpy as np
+from numpy.typing import NDArray
+
+from .._types import Ints, Values
 from .core import *  # noqa: F403
 from .core import ArrayModel, Kernels, LanguageModel, Optimizer
 
@@ -9,44 +13,44 @@ ACTIVATIONS: tuple[str, ...]
 def embedding_forward(
     inputs: Ints,               # const int64_t[::1] (N,)
     positions: Ints,            # const int64_t[::1] (N,)
-    wte: Floats,                # const double[:, ::1] (V, D)
-    wpe: Floats,                # const double[:, ::1] (T, D)
-    x: Floats,                  # double[:, ::1] (N, D)
+    wte: Values,                # const real[:, ::1] (V, D)
+    wpe: Values,                # const real[:, ::1] (T, D)
+    x: Values,                  # real[:, ::1] (N, D)
 ) -> None: ...
 def embedding_backward(
     inputs: Ints,               # const int64_t[::1] (N,)
     positions: Ints,            # const int64_t[::1] (N,)
-    dx: Floats,                 # const double[:, ::1] (N, D)
-    dwte: Floats,               # double[:, ::1] (V, D)
-    dwpe: Floats,               # double[:, ::1] (T, D)
+    dx: Values,                 # const real[:, ::1] (N, D)
+    dwte: Values,               # real[:, ::1] (V, D)
+    dwpe: Values,               # real[:, ::1] (T, D)
 ) -> None: ...
 def logits_forward(
-    x: Floats,                  # const double[:, ::1] (N, D)
-    lm_head: Floats,            # const double[:, ::1] (V, D)
-    logits: Floats,             # double[:, ::1] (N, V)
+    x: Values,                  # const real[:, ::1] (N, D)
+    lm_head: Values,            # const real[:, ::1] (V, D)
+    logits: Values,             # real[:, ::1] (N, V)
 ) -> None: ...
 def logits_backward(
-    x: Floats,                  # const double[:, ::1] (N, D)
-    lm_head: Floats,            # const double[:, ::1] (V, D)
-    dlogits: Floats,            # const double[:, ::1] (N, V)
-    dx: Floats,                 # double[:, ::1] (N, D)
-    dlm_head: Floats,           # double[:, ::1] (V, D)
+    x: Values,                  # const real[:, ::1] (N, D)
+    lm_head: Values,            # const real[:, ::1] (V, D)
+    dlogits: Values,            # const real[:, ::1] (N, V)
+    dx: Values,                 # real[:, ::1] (N, D)
+    dlm_head: Values,           # real[:, ::1] (V, D)
 ) -> None: ...
 def cross_entropy_forward(
-    logits: Floats,             # const double[:, ::1] (N, V)
+    logits: Values,             # const real[:, ::1] (N, V)
     targets: Ints,              # const int64_t[::1] (N,)
-    losses: Floats,             # double[::1] (N,)
+    losses: NDArray[np.float64],         # double[::1] (N,)
 ) -> None: ...
 def cross_entropy_backward(
-    logits: Floats,             # const double[:, ::1] (N, V)
+    logits: Values,             # const real[:, ::1] (N, V)
     targets: Ints,              # const int64_t[::1] (N,)
-    dlogits: Floats,            # double[:, ::1] (N, V)
+    dlogits: Values,            # real[:, ::1] (N, V)
 ) -> float: ...
 def adam_step(
-    grad: Floats,               # const double[::1] (n,), yet zeroed if zero_grad
-    param: Floats,              # double[::1] (n,)
-    m: Floats,                  # double[::1] (n,)
-    v: Floats,                  # double[::1] (n,)
+    grad: Values,               # const real[::1] (n,), yet zeroed if zero_grad
+    param: Values,              # real[::1] (n,)
+    m: Values,                  # real[::1] (n,)
+    v: Values,                  # real[::1] (n,)
     lr: float,
     beta1: float,
     beta2: float,
@@ -58,7 +62,7 @@ def adam_step(
     zero_grad: bool,
 ) -> None: ...
 def grad_norm(
-    grad: Floats,               # const double[::1] (n,)
+    grad: Values,               # const real[::1] (n,)
 ) -> float: ...
 
 class EngineKernels(Kernels): ...
@@ -98,8 +102,8 @@ class Blocks(LanguageModel):
     def tensors_of(blocks: list[list[Layer]], head: Head) -> dict[str, tuple[int, ...]]: ...
     def __init__(
         self,
-        params: Floats,         # const double[::1] (size,)
-        grads: Floats,          # double[::1], as long
+        params: Values,         # const real[::1] (size,)
+        grads: Values,          # real[::1], as long
         blocks: list[list[Layer]],
         head: Head,
     ) -> None: ...
@@ -107,8 +111,8 @@ class Blocks(LanguageModel):
 class Bigram(Blocks):
     def __init__(
         self,
-        params: Floats,         # const double[::1] (size,)
-        grads: Floats,          # double[::1], as long
+        params: Values,         # const real[::1] (size,)
+        grads: Values,          # real[::1], as long
         V: int,
         D: int,
         T: int,
@@ -125,8 +129,8 @@ class GPT(Blocks):
     def tensors(V: int, D: int, T: int, n_layer: int, n_head: int) -> dict[str, tuple[int, ...]]: ...
     def __init__(
         self,
-        params: Floats,         # const double[::1] ((2 V + T) D + 12 n_layer D^2,)
-        grads: Floats,          # double[::1] ((2 V + T) D + 12 n_layer D^2,)
+        params: Values,         # const real[::1] ((2 V + T) D + 12 n_layer D^2,)
+        grads: Values,          # real[::1] ((2 V + T) D + 12 n_layer D^2,)
         V: int,
         D: int,
         T: int,
@@ -139,8 +143,8 @@ class MLP(ArrayModel):
     def tensors(widths: list[int]) -> dict[str, tuple[int, ...]]: ...
     def __init__(
         self,
-        params: Floats,         # const double[::1] (size,)
-        grads: Floats,          # double[::1], as long
+        params: Values,         # const real[::1] (size,)
+        grads: Values,          # real[::1], as long
         widths: list[int],
         activation: int,        # its place in ACTIVATIONS
         cross_entropy: bool,
@@ -151,10 +155,10 @@ class MLP(ArrayModel):
 class Adam(Optimizer):
     def __init__(
         self,
-        params: list[Floats],                   # double[::1] (n,)
-        states: list[list[Floats]],             # [m, v] for each of params
+        params: list[Values],                   # real[::1] (n,)
+        states: list[list[Values]],             # [m, v] for each of params
         decays: list[float],
-        grads: list[Floats] | None,             # double[::1] (n,)
+        grads: list[Values] | None,             # real[::1] (n,)
         beta1: float,
         beta2: float,
         eps: float,
@@ -164,10 +168,10 @@ class Adam(Optimizer):
 class SGD(Optimizer):
     def __init__(
         self,
-        params: list[Floats],                   # double[::1] (n,)
-        states: list[list[Floats]],             # [velocity] for each of params, [] without momentum
+        params: list[Values],                   # real[::1] (n,)
+        states: list[list[Values]],             # [velocity] for each of params, [] without momentum
         decays: list[float],
-        grads: list[Floats] | None,             # double[::1] (n,)
+        grads: list[Values] | None,             # real[::1] (n,)
         momentum: float,
         dampening: float,
         nesterov: bool,

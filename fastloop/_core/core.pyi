@@ -1,5 +1,5 @@
 # What is compiled once.  Nothing is checked here: wrong sizes or ids are writes into foreign memory.  Trailing
-# comments give the C types; sizes as in csrc/engine.pxi.
+# comments give the C types, real the engine's double or float; sizes as in csrc/engine.pxi.
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from .._types import Floats, Ints
+from .._types import Ints, Values
 
 openmp: bool    # whether it was compiled with threads
 
@@ -22,50 +22,50 @@ class Kernels:
         self,
         inputs: Ints,               # const int64_t[::1] (N,)
         positions: Ints,            # const int64_t[::1] (N,)
-        wte: Floats,                # const double[:, ::1] (V, D)
-        wpe: Floats,                # const double[:, ::1] (T, D)
-        x: Floats,                  # double[:, ::1] (N, D)
+        wte: Values,                # const real[:, ::1] (V, D)
+        wpe: Values,                # const real[:, ::1] (T, D)
+        x: Values,                  # real[:, ::1] (N, D)
     ) -> None: ...
     def embedding_backward(
         self,
         inputs: Ints,               # const int64_t[::1] (N,)
         positions: Ints,            # const int64_t[::1] (N,)
-        dx: Floats,                 # const double[:, ::1] (N, D)
-        dwte: Floats,               # double[:, ::1] (V, D)
-        dwpe: Floats,               # double[:, ::1] (T, D)
+        dx: Values,                 # const real[:, ::1] (N, D)
+        dwte: Values,               # real[:, ::1] (V, D)
+        dwpe: Values,               # real[:, ::1] (T, D)
     ) -> None: ...
     def logits_forward(
         self,
-        x: Floats,                  # const double[:, ::1] (N, D)
-        lm_head: Floats,            # const double[:, ::1] (V, D)
-        logits: Floats,             # double[:, ::1] (N, V)
+        x: Values,                  # const real[:, ::1] (N, D)
+        lm_head: Values,            # const real[:, ::1] (V, D)
+        logits: Values,             # real[:, ::1] (N, V)
     ) -> None: ...
     def logits_backward(
         self,
-        x: Floats,                  # const double[:, ::1] (N, D)
-        lm_head: Floats,            # const double[:, ::1] (V, D)
-        dlogits: Floats,            # const double[:, ::1] (N, V)
-        dx: Floats,                 # double[:, ::1] (N, D)
-        dlm_head: Floats,           # double[:, ::1] (V, D)
+        x: Values,                  # const real[:, ::1] (N, D)
+        lm_head: Values,            # const real[:, ::1] (V, D)
+        dlogits: Values,            # const real[:, ::1] (N, V)
+        dx: Values,                 # real[:, ::1] (N, D)
+        dlm_head: Values,           # real[:, ::1] (V, D)
     ) -> None: ...
     def cross_entropy_forward(
         self,
-        logits: Floats,             # const double[:, ::1] (N, V)
+        logits: Values,             # const real[:, ::1] (N, V)
         targets: Ints,              # const int64_t[::1] (N,)
-        losses: Floats,             # double[::1] (N,)
+        losses: NDArray[np.float64],             # double[::1] (N,)
     ) -> None: ...
     def cross_entropy_backward(
         self,
-        logits: Floats,             # const double[:, ::1] (N, V)
+        logits: Values,             # const real[:, ::1] (N, V)
         targets: Ints,              # const int64_t[::1] (N,)
-        dlogits: Floats,            # double[:, ::1] (N, V)
+        dlogits: Values,            # real[:, ::1] (N, V)
     ) -> float: ...
     def adam_step(
         self,
-        grad: Floats,               # const double[::1] (n,), yet zeroed if zero_grad
-        param: Floats,              # double[::1] (n,)
-        m: Floats,                  # double[::1] (n,)
-        v: Floats,                  # double[::1] (n,)
+        grad: Values,               # const real[::1] (n,), yet zeroed if zero_grad
+        param: Values,              # real[::1] (n,)
+        m: Values,                  # real[::1] (n,)
+        v: Values,                  # real[::1] (n,)
         lr: float,
         beta1: float,
         beta2: float,
@@ -78,10 +78,12 @@ class Kernels:
     ) -> None: ...
     def grad_norm(
         self,
-        grad: Floats,               # const double[::1] (n,)
+        grad: Values,               # const real[::1] (n,)
     ) -> float: ...
 
 class Buffer: ...
+
+class Floats: ...
 
 class Batch:
     @property
@@ -137,8 +139,8 @@ class TokenBatch(Batch):
 class ArrayData(Data):
     def __init__(
         self,
-        X: Floats,              # const double[:, ::1] (N, n_in)
-        targets: Floats | None = None,          # const double[:, ::1] (N, n_out)
+        X: Values,              # const real[:, ::1] (N, n_in)
+        targets: Values | None = None,          # const real[:, ::1] (N, n_out)
         classes: Ints | None = None,            # const int64_t[::1] (N,)
     ) -> None: ...
     @property
@@ -173,8 +175,8 @@ class Model:
     def __init__(
         self,
         kernels: Kernels,
-        params: Floats,         # const double[::1] (size,)
-        grads: Floats,          # double[::1] (size,)
+        params: Values,         # const real[::1] (size,)
+        grads: Values,          # real[::1] (size,)
     ) -> None: ...
     @property
     def size(self) -> int: ...
@@ -189,20 +191,20 @@ class LanguageModel(Model):
     def logits_of(
         self,
         batch: Batch,
-        logits: Floats,         # double[:, ::1] (N, V)
+        logits: Values,         # real[:, ::1] (N, V)
     ) -> None: ...
     def generate_step(
         self,
         tokens: Ints,           # const int64_t[::1] (B,), B <= 8
         position: int,
-        logits: Floats,         # double[:, ::1] (B, V)
+        logits: Values,         # real[:, ::1] (B, V)
     ) -> None: ...
 
 class ArrayModel(Model):
     def predict(
         self,
         batch: ArrayBatch,
-        out: Floats,            # double[:, ::1] (N, n_out)
+        out: Values,            # real[:, ::1] (N, n_out)
     ) -> None: ...
 
 class Optimizer:
@@ -210,10 +212,10 @@ class Optimizer:
     def __init__(
         self,
         kernels: Kernels,
-        params: list[Floats],                   # float64, n values
-        states: list[list[Floats]],             # double[::1] (n,), for each of params
+        params: list[Values],                   # n values each, of one dtype
+        states: list[list[Values]],             # real[::1] (n,), for each of params
         decays: list[float],
-        grads: list[Floats] | None = None,      # double[::1] (n,)
+        grads: list[Values] | None = None,      # real[::1] (n,)
     ) -> None: ...
     def step_with(self, grads: list[Any], lr: float, look: bool) -> tuple[int, float | None] | None: ...
     def step(self, lr: float) -> bool: ...
@@ -244,10 +246,10 @@ class Loop:
         indices: Ints,          # const int64_t[::1]
         splits: Ints,           # const int64_t[::1] (steps accumulate + 1,)
         accumulate: int,
-        lrs: Floats,            # const double[::1] (steps,)
+        lrs: NDArray[np.float64],            # const double[::1] (steps,)
         clip_norm: float,
-        losses: Floats,         # double[::1] (steps,)
-        norms: Floats,          # double[::1] (steps,)
+        losses: NDArray[np.float64],         # double[::1] (steps,)
+        norms: NDArray[np.float64],          # double[::1] (steps,)
         clip_value: float = ...,
         clipped: NDArray[np.uint8] | None = None,       # unsigned char[::1] (steps,)
     ) -> int: ...

@@ -25,15 +25,19 @@ X = RNG.normal(size=(30, 3))
 TARGETS, CLASSES = X[:, :2] * X[:, 1:], RNG.integers(3, size=30)
 
 # Name -> (model, data and y).  30 examples in steps of 4 or 6: most steps are in the middle of an epoch.
-MODELS = {
-    "bigram": (lambda: fl.BigramLM(TOK.vocab_size, n_embd=5), (DOCS,)),
-    "bigram-text": (lambda: fl.BigramLM(TOK.vocab_size, n_embd=4, block_size=6), (TEXT,)),
-    "gpt": (lambda: fl.GPT(TOK.vocab_size, n_embd=10, n_head=2, n_layer=2, block_size=12), (DOCS,)),
-    "gpt-text": (lambda: fl.GPT(TOK.vocab_size, n_embd=8, n_head=2, block_size=12), (TEXT,)),
-    "linear": (lambda: fl.LinearRegression(3, 2), (X, TARGETS)),
-    "softmax": (lambda: fl.SoftmaxRegression(3, 3), (X, CLASSES)),
-    "mlp": (lambda: fl.MLP([3, 9, 2], "tanh"), (X, TARGETS)),
+FLOAT64 = {
+    "bigram": (lambda **dtype: fl.BigramLM(TOK.vocab_size, n_embd=5, **dtype), (DOCS,)),
+    "bigram-text": (lambda **dtype: fl.BigramLM(TOK.vocab_size, n_embd=4, block_size=6, **dtype), (TEXT,)),
+    "gpt": (lambda **dtype: fl.GPT(TOK.vocab_size, n_embd=10, n_head=2, n_layer=2, block_size=12, **dtype), (DOCS,)),
+    "gpt-text": (lambda **dtype: fl.GPT(TOK.vocab_size, n_embd=8, n_head=2, block_size=12, **dtype), (TEXT,)),
+    "linear": (lambda **dtype: fl.LinearRegression(3, 2, **dtype), (X, TARGETS)),
+    "softmax": (lambda **dtype: fl.SoftmaxRegression(3, 3, **dtype), (X, CLASSES)),
+    "mlp": (lambda **dtype: fl.MLP([3, 9, 2], "tanh", **dtype), (X, TARGETS)),
 }
+FLOAT32 = {
+    f"float32-{name}": (lambda make=make: make(dtype="float32"), data) for name, (make, data) in FLOAT64.items()
+}
+MODELS = {**FLOAT64, **FLOAT32}
 OPTIMIZERS = {
     "sgd": lambda names: fl.SGD(lr=0.1),
     "momentum": lambda names: fl.SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),

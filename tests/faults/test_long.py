@@ -30,21 +30,23 @@ class Clock:
 
 
 def subnormal(array):
-    return ((array != 0.0) & (np.abs(array) < np.finfo(np.float64).tiny)).sum()
+    return ((array != 0.0) & (np.abs(array) < np.finfo(array.dtype).tiny)).sum()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["bigram", "gpt"])
-def test_dead_rows_leave_no_subnormal_number_and_no_slow_step(model, optimizer):
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_dead_rows_leave_no_subnormal_number_and_no_slow_step(model, optimizer, dtype):
     # No name has more than 11 characters, so positions of this gpt never occur either.
-    model = fl.BigramLM(TOK.vocab_size) if model == "bigram" else fl.GPT(TOK.vocab_size, block_size=24)
+    size, more = TOK.vocab_size, {"dtype": dtype}
+    model = fl.BigramLM(size, **more) if model == "bigram" else fl.GPT(size, block_size=24, **more)
     trainer = fl.Trainer(model, OPTIMIZERS[optimizer](), tokenizer=TOK)
     trainer.fit(DOCS, steps=200)
     clock = Clock()
     trainer.fit(FEW, steps=STEPS, log_every=100, callbacks=[clock])
     seconds = np.diff(clock.seen)
     ratio = np.median(seconds[-10:]) / np.median(seconds[1:11])
-    print(f"{type(model).__name__} {optimizer}: last 1,000 steps / first 1,000: {ratio:.2f}")
+    print(f"{model!r} {optimizer}: last 1,000 steps / first 1,000: {ratio:.2f}")
     for params in (model.params, *trainer.optimizer.flats.values()):
         assert subnormal(params.flat) == 0
     assert not trainer.optimizer.flats[trainer.optimizer.slots[0]]["wte"][TOK.encode("z")[0]].any()     # it did fade

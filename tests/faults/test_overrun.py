@@ -5,6 +5,7 @@ page right behind it (or in front) that must not be touched, tried in a fresh pr
 """
 
 import ctypes
+import itertools
 import mmap
 import os
 import sys
@@ -50,7 +51,7 @@ class Surrounded:
     def __call__(self, like, gap=67):
         like = np.asarray(like)
         whole = np.empty(like.size + 2 * gap, like.dtype)
-        whole.fill(np.nan if like.dtype == np.float64 else np.iinfo(like.dtype).max)
+        whole.fill(np.nan if like.dtype.kind == "f" else np.iinfo(like.dtype).max)
         array = whole[gap : gap + like.size].reshape(like.shape)
         array[...] = like
         self.kept.append((whole, whole.tobytes(), array, gap))
@@ -64,20 +65,21 @@ class Surrounded:
             assert after[len(after) - edge :] == before[len(after) - edge :], array.shape
 
 
+DTYPES = np.float64, np.float32
 # Sizes that are multiples of nothing, one of everything, and whole vectors.
 SIZES = [(1, 1, 1), (7, 27, 16), (9, 129, 5), (19, 300, 13), (8, 16, 8), (13, 11, 67)]
 
 
 def use_kernels(place):
     """Call every public kernel on arrays from `place`; whatever it computes must be finite."""
-    for N, V, D in SIZES:
+    for (N, V, D), dtype in itertools.product(SIZES, DTYPES):
         rng = np.random.default_rng([N, V, D])
         ids, positions = place(rng.integers(V, size=N)), place(rng.integers(3, size=N))
-        wte, wpe, head = (place(rng.normal(size=shape)) for shape in ((V, D), (3, D), (V, D)))
-        x, logits, losses = place(np.zeros((N, D))), place(np.zeros((N, V))), place(np.zeros(N))
-        dlogits, dx = place(np.zeros((N, V))), place(np.zeros((N, D)))
-        dhead, dwte, dwpe = (place(np.zeros(shape)) for shape in ((V, D), (V, D), (3, D)))
-        m, v = place(np.zeros((V, D))), place(np.zeros((V, D)))
+        wte, wpe, head = (place(rng.normal(size=shape).astype(dtype)) for shape in ((V, D), (3, D), (V, D)))
+        x, logits, losses = place(np.zeros((N, D), dtype)), place(np.zeros((N, V), dtype)), place(np.zeros(N))
+        dlogits, dx = place(np.zeros((N, V), dtype)), place(np.zeros((N, D), dtype))
+        dhead, dwte, dwpe = (place(np.zeros(shape, dtype)) for shape in ((V, D), (V, D), (3, D)))
+        m, v = place(np.zeros((V, D), dtype)), place(np.zeros((V, D), dtype))
         kernels.embedding_forward(ids, positions, wte, wpe, x)
         kernels.logits_forward(x, head, logits)
         kernels.cross_entropy_forward(logits, ids, losses)
@@ -94,11 +96,12 @@ def use_optimizers(place):
     """Steps over lists of arrays from `place`, with and without momentum."""
     rng = np.random.default_rng(0)
     shapes = [(1,), (7,), (8,), (3, 5), (67,), (129,)]
-    for make in (fl.Adam, fl.AdamW, fl.SGD, lambda params: fl.SGD(params=params, momentum=0.9)):
-        params = [place(rng.normal(size=shape)) for shape in shapes]
+    makes = fl.Adam, fl.AdamW, fl.SGD, lambda params: fl.SGD(params=params, momentum=0.9)
+    for make, dtype in itertools.product(makes, DTYPES):
+        params = [place(rng.normal(size=shape).astype(dtype)) for shape in shapes]
         optimizer = make(params=params)
         for _ in range(3):
-            optimizer.step([place(rng.normal(size=shape)) for shape in shapes])
+            optimizer.step([place(rng.normal(size=shape).astype(dtype)) for shape in shapes])
         assert all(np.isfinite(p).all() for p in params)
 
 
@@ -111,8 +114,8 @@ def use_models(place):
         model = twin.model
         model.params.flat, model.grads.flat = place(model.params.flat), place(model.grads.flat)
         core, batch = model.make_core(), model.make_batch(data)
-        moments = [place(np.zeros(model.num_params)) for _ in range(2)]
-        adam = _core.variant.Adam(
+        moments = [place(np.zeros(model.num_params, model.dtype)) for _ in range(2)]
+        adam = _core.engine(model.dtype).Adam(
             [model.params.flat], [moments], [0.0], [model.grads.flat], 0.9, 0.99, 1e-8, False
         )
         loop = _core.variant.Loop(core, adam)

@@ -26,6 +26,8 @@ WAYS = [
 @pytest.mark.parametrize("optimizer", cases.OPTIMIZERS)
 @pytest.mark.parametrize("model", cases.MODELS)
 def test_resumed_after_every_step(model, optimizer, tmp_path):
+    if model in cases.FLOAT32 and optimizer in ("sgd", "adamw") and not cases.NIGHTLY:
+        pytest.skip("in float32 only with moments, but in a night with all")
     everything, validation = cases.data(model)
     ways = WAYS if cases.NIGHTLY else WAYS[sum(map(ord, model + optimizer)) % 3 :][:1]
     for name, options, length in ways:

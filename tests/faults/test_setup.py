@@ -30,8 +30,8 @@ def build(tmp_path):
     shutil.copy(ROOT / "setup.py", tmp_path)
     for folder in ("csrc", "fastloop/_core"):
         (tmp_path / folder).mkdir(parents=True)
-    for name in ("core", "cpu", "baseline", "avx2", "avx512"):
-        (tmp_path / f"csrc/{name}.pyx").write_text('include "engine.pxi"\n')
+    for module in (ROOT / "csrc").glob("*.pyx"):
+        (tmp_path / "csrc" / module.name).write_text('include "engine.pxi"\n')
     (tmp_path / "csrc/parts").mkdir()
     for name in ("csrc/engine.pxi", "csrc/parts/part.pxi", "fastloop/_core/core.pxd"):
         (tmp_path / name).write_text("# nothing\n")

@@ -108,6 +108,18 @@ def over_arrays() -> Floats:
     return classes.predict_proba(rows)
 
 
+def in_float32() -> NDArray[np.float32]:
+    model = fl.MLP([2, 16, 1], dtype="float32")
+    trainer = fl.Trainer(model, fl.Adam())
+    trainer.fit(np.zeros((3, 2)), np.zeros(3), epochs=1)
+    gradient: NDArray[np.float32] = model.grads["layer0.weight"]
+    wide: fl.MLP = model.astype(np.float64)
+    params = fl.Params({"w": (3,)}, dtype=np.float32)
+    fl.SGD(params=[params["w"]]).step([np.ones(3, np.float32)])
+    print(wide.dtype.name, model.dtype == np.float32, gradient.sum())
+    return model.outputs([[1.0, 2.0]])
+
+
 def settings() -> None:
     fl.set_num_threads(2)
     fl.set_num_threads(np.int64(fl.get_num_threads()))

@@ -1,0 +1,3 @@
+# The engine of float32: the names of baseline.pyi.
+
+from .baseline import *  # noqa: F403
