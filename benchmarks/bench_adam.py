@@ -1,4 +1,4 @@
-"""Adam alone: one step over n float64 parameters, beside NumPy, PyTorch, Numba and JAX.
+"""Adam alone: one step over n parameters, beside NumPy, PyTorch, Numba and JAX.
 
 Checked first: after STEPS steps with changing gradients every implementation has fastloop's parameters and moments.
 
@@ -7,11 +7,11 @@ compiled pass over a model's buffers, as a Trainer calls it.  `NumPy` is Adam as
 place` fastloop's twin.  PyTorch's fused and foreach Adam are torch.optim's.  Numba is a loop (parallel where there
 is more than one thread), without fastmath, as NumPy would round; JAX is a jitted function that is given its buffers.
 
-Traffic: a step reads the gradient, the parameter and both moments and writes all but the gradient: 56 bytes a parameter
-(fit also zeroes the gradient, 64; not done here).  `plain pass` reads and writes the very same with one addition for
-each value written, the limit that memory sets: a Numba loop over the same threads.  Without Numba it is three NumPy
-additions over blocks that stay in cache, on one thread, and somewhat slower than that limit.  `share` is fastloop's
-rate over that of the plain pass.
+Traffic: a step reads the gradient, the parameter and both moments and writes all but the gradient: seven values a
+parameter (fit also zeroes the gradient, eight; not done here).  `plain pass` reads and writes the very same with one
+addition for each value written, the limit that memory sets: a Numba loop over the same threads.  Without Numba it is
+three NumPy additions over blocks that stay in cache, on one thread, and somewhat slower than that limit.  `share` is
+fastloop's rate over that of the plain pass.
 """
 
 import harness
@@ -23,7 +23,9 @@ from fastloop import _core, reference
 SIZES = (992, 4_192, 30_000, 100_000, 1_000_000, 10_000_000)
 STEPS = 5
 HYPER = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-BYTES = 56
+MOVED = 7       # values a parameter
+# of parameters and moments; in float32 a peer may round 1 - beta2^t, near 0.001, to float32 as well
+RTOL, ATOL = {"float64": 1e-11, "float32": 1e-5}, {"float64": 1e-14, "float32": 1e-7}
 LR, B1, B2, EPS = HYPER.values()
 
 
@@ -44,7 +46,7 @@ class FastloopBound:
     """What a Trainer needs at least: a model of n parameters, whatever its shape, and its optimiser."""
 
     def __init__(self, param, threads):
-        self.model = fl.BigramLM(1, n_embd=1, block_size=param.size - 2)
+        self.model = fl.BigramLM(1, n_embd=1, block_size=param.size - 2, dtype=param.dtype)
         self.model.params.flat[:] = param
         self.adam = fl.Adam(lr=LR, betas=(B1, B2), eps=EPS)
         self.loop = _core.variant.Loop(self.model.make_core(), self.adam.bind(self.model))
@@ -116,20 +118,24 @@ class Numba(NumPy):
     def __init__(self, param, threads):
         from numba import njit, prange
 
+        real = param.dtype.type     # of constants too: a Python float would make a float32 loop one of float64
+        b1, rest1, b2, rest2, eps = map(real, (B1, 1 - B1, B2, 1 - B2, EPS))
+
         # error_model: without it every division asks whether to raise, and the loop stays scalar.
         @njit(parallel=threads > 1, error_model="numpy")
         def adam(grad, param, m, v, step_size, v_scale):
             for i in prange(param.size):
-                m[i] = B1 * m[i] + (1 - B1) * grad[i]
-                v[i] = B2 * v[i] + (1 - B2) * grad[i] * grad[i]
-                param[i] -= step_size * m[i] / (np.sqrt(v[i]) * v_scale + EPS)
+                m[i] = b1 * m[i] + rest1 * grad[i]
+                v[i] = b2 * v[i] + rest2 * grad[i] * grad[i]
+                param[i] -= step_size * m[i] / (np.sqrt(v[i]) * v_scale + eps)
 
         super().__init__(param, threads)
-        self.adam = adam
+        self.adam, self.real = adam, real
 
     def step(self, grad):
         self.t += 1
-        self.adam(grad, self.param, self.m, self.v, LR / (1 - B1**self.t), 1 / np.sqrt(1 - B2**self.t))
+        step_size, v_scale = self.real(LR / (1 - B1**self.t)), self.real(1 / np.sqrt(1 - B2**self.t))
+        self.adam(grad, self.param, self.m, self.v, step_size, v_scale)
 
 
 class Jax:
@@ -170,9 +176,9 @@ def implementations(found):
     return kinds
 
 
-def plain_pass(n, threads, numba):
+def plain_pass(n, threads, numba, dtype):
     """A function that reads four arrays of n and writes three of them, with as little arithmetic as that takes."""
-    grad, param, m, v = np.full((4, n), 1e-9)
+    grad, param, m, v = np.full((4, n), 1e-9, dtype)
     if numba:
         @numba.njit(parallel=threads > 1)
         def add(grad, param, m, v):
@@ -194,10 +200,10 @@ def plain_pass(n, threads, numba):
     return add_blocks
 
 
-def check(built, n):
-    """Take STEPS steps with each; raise where one has other parameters or moments than the first."""
+def check(built, n, dtype):
+    """Take STEPS steps with each; raise where parameters or moments differ from the first's, or have another dtype."""
     rng = np.random.default_rng(1)
-    grad = np.empty(n)
+    grad = np.empty(n, dtype)
     for _ in range(STEPS):
         grad[:] = rng.normal(size=n)
         for it in built.values():
@@ -206,28 +212,30 @@ def check(built, n):
     expected = built["fastloop"].state()
     for name, it in built.items():
         for what, got, want in zip(("param", "m", "v"), it.state(), expected, strict=True):
-            np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-14, err_msg=f"{name}, {what} of {n}")
+            message = f"{name}, {what} of {n} in {got.dtype}"
+            assert got.dtype == dtype, message
+            np.testing.assert_allclose(got, want, RTOL[dtype], ATOL[dtype], err_msg=message)
     return grad
 
 
 def main():
     args = harness.arguments(__doc__.splitlines()[0])
     fl.set_num_threads(args.threads)
-    found = harness.peers(args.threads)
+    found = harness.peers(args)
     report = harness.Report("bench_adam", args, found)
     kinds = implementations(found)
     rows = []
     for n in SIZES[:3] if args.quick else SIZES:
-        start = np.random.default_rng(0).normal(size=n)
+        start = np.random.default_rng(0).normal(size=n).astype(args.dtype)
         built = {name: kind(start.copy(), args.threads) for name, kind in kinds.items()}
-        grad = check(built, n)
+        grad = check(built, n, args.dtype)
         calls = {name: harness.repeat(lambda it=it, grad=grad: it.step(grad)) for name, it in built.items()}
-        calls["plain pass"] = harness.repeat(plain_pass(n, args.threads, found["numba"]))
+        calls["plain pass"] = harness.repeat(plain_pass(n, args.threads, found["numba"], args.dtype))
         seconds = report.measure(calls)
-        rates = {name: BYTES * n / seconds[name] / 1e9 for name in ("fastloop", "plain pass")}
+        rates = {name: MOVED * n * grad.itemsize / seconds[name] / 1e9 for name in ("fastloop", "plain pass")}
         rows.append({
-            "n": n, "seconds": seconds, "GB/s": rates["fastloop"], "GB/s plain": rates["plain pass"],
-            "share": rates["fastloop"] / rates["plain pass"],
+            "n": n, "dtype": built["fastloop"].param.dtype.name, "seconds": seconds, "GB/s": rates["fastloop"],
+            "GB/s plain": rates["plain pass"], "share": rates["fastloop"] / rates["plain pass"],
         })
     report.table("One step of Adam: microseconds (in brackets, times fastloop's)", rows)
     report.close()

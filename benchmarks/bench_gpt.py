@@ -1,9 +1,10 @@
 """The GPT's training step: fastloop's fit beside the NumPy twin, PyTorch and JAX, microseconds a document.
 
-One layer, four heads, blocks of 16, Adam, float64.  Checked first: over the same documents, from the same start, every
-implementation has fastloop's losses within 1e-9 of them.  The learning rate is small, because with 0.01 and D >= 128
-training is chaotic and rounding alone moves the losses.  PyTorch and JAX come twice: `padded`, documents as lines of a
-rectangle, and `packed`, tokens end to end with only attention padded, which does fewer products.
+One layer, four heads, blocks of 16, Adam, in float64 or (--dtype float32) in float32.  Checked first: over the same
+documents, from the same start, every implementation's losses are within TOLERANCE of fastloop's.  The learning rate is
+small, because with 0.01 and D >= 128 training is chaotic and rounding alone moves the losses.  PyTorch and JAX come
+twice: `padded`, documents as lines of a rectangle, and `packed`, tokens end to end with only attention padded, which
+does fewer products.
 
 `products us` is a rough lower bound for all: the multiplications and additions with the weights alone, forward and
 twice backward, at the rate at which NumPy's BLAS multiplies two square matrices of 512 in the same run.
@@ -18,7 +19,7 @@ import fastloop as fl
 from fastloop import reference
 
 LR = 1e-4
-TOLERANCE = 1e-9
+TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
 T, HEADS = 16, 4
 WIDTHS, BATCHES = (16, 32, 64, 128, 256), (1, 16, 64)
 
@@ -26,13 +27,13 @@ WIDTHS, BATCHES = (16, 32, 64, 128, 256), (1, 16, 64)
 class Job(step_peers.Job):
     """`steps` batches of B documents; each also as a rectangle (B, L), L the longest document of the job."""
 
-    def __init__(self, tokenizer, docs, D, B, steps):
-        super().__init__(tokenizer, docs, D, T, B, steps)
+    def __init__(self, tokenizer, docs, D, B, steps, dtype):
+        super().__init__(tokenizer, docs, D, T, B, steps, dtype)
         self.lrs = np.full(steps, LR)
         self.L = max(int(batch[2].max()) for batch in self.batches) + 1
 
     def model(self):
-        return fl.GPT(self.V, n_embd=self.D, n_head=HEADS, n_layer=1, block_size=T, seed=42)
+        return fl.GPT(self.V, n_embd=self.D, n_head=HEADS, n_layer=1, block_size=T, seed=42, dtype=self.dtype)
 
     def tensors(self):
         """The start as a list of matrices in the order of fastloop's buffer."""
@@ -49,7 +50,7 @@ class Job(step_peers.Job):
         padded = np.zeros((3, self.B, L))
         document = np.cumsum(batch[2] == 0) - 1
         padded[:, document, batch[2]] = batch[0], batch[1], batch[3]
-        return padded[0].astype(np.int64), padded[1].astype(np.int64), padded[2]
+        return padded[0].astype(np.int64), padded[1].astype(np.int64), padded[2].astype(self.dtype)
 
 
 class Fit:
@@ -202,7 +203,7 @@ class Jax:
         """Tokens end to end, zeros behind them up to the longest batch: they weigh nothing."""
         job = self.job
         ids = np.zeros((4, job.steps, job.longest), np.int64)
-        weights, rows = np.zeros((job.steps, job.longest)), []
+        weights, rows = np.zeros((job.steps, job.longest), job.dtype), []
         for s, batch in enumerate(job.batches):
             n = len(batch[0])
             line = np.cumsum(batch[2] == 0) - 1
@@ -223,10 +224,10 @@ class JaxPacked(Jax):
     packed = True
 
 
-def blas_rate(report):
+def blas_rate(report, dtype):
     """Multiplications and additions a second, in a product large enough to reach what the machine can do."""
     n = 512
-    a, b, c = np.ones((3, n, n))
+    a, b, c = np.ones((3, n, n), dtype)
     seconds = report.measure({"BLAS": harness.repeat(lambda: np.dot(a, b, out=c))})
     return 2 * n**3 / seconds["BLAS"]
 
@@ -238,14 +239,14 @@ def measured(report, job, kinds, rate):
     apart = 0.0
     for name, values in losses.items():
         apart = max(apart, float(np.abs(values / losses["fastloop"] - 1.0).max()))
-        if not apart <= TOLERANCE:
+        if not apart <= TOLERANCE[job.dtype]:
             raise SystemExit(f"{name} at D {job.D}, B {job.B}: losses differ from fastloop's by {apart:.1e}")
     seconds = report.measure({name: (lambda n, it=it: len(it.run(n))) for name, it in built.items()})
     seconds = {name: value / job.B for name, value in seconds.items()}
     work = 3 * 2 * job.tokens / job.B * (12 * job.D**2 + job.V * job.D)
     row = {
-        "D": job.D, "batch": job.B, "largest difference": f"{apart:.0e}", "products us": 1e6 * work / rate,
-        "seconds": seconds,
+        "D": job.D, "batch": job.B, "dtype": built["fastloop"].trainer.model.dtype.name,
+        "largest difference": f"{apart:.0e}", "products us": 1e6 * work / rate, "seconds": seconds,
     }
     for peer in ("PyTorch", "JAX"):
         variants = [value for name, value in seconds.items() if name.startswith(peer)]
@@ -262,7 +263,7 @@ def main():
         batches={"metavar": "B", "type": int, "nargs": "+", "default": BATCHES, "help": "only these batch sizes"},
     )
     fl.set_num_threads(args.threads)
-    found = harness.peers(args.threads)
+    found = harness.peers(args)
     report = harness.Report("bench_gpt", args, {name: found[name] for name in ("torch", "jax")})
     docs = fl.load_docs(args.data)
     tokenizer = fl.CharTokenizer(docs)
@@ -271,11 +272,11 @@ def main():
         kinds |= {"PyTorch padded": Torch, "PyTorch packed": TorchPacked}
     if found["jax"]:
         kinds |= {"JAX padded": Jax, "JAX packed": JaxPacked}
-    rate, rows = blas_rate(report), []
+    rate, rows = blas_rate(report, args.dtype), []
     for D in (16, 64) if args.quick else args.widths:
         for B in (1, 16) if args.quick else args.batches:
             steps = max(2, min(500, 500_000 // (D * D * B)))
-            rows.append(measured(report, Job(tokenizer, docs, D, B, steps), kinds, rate))
+            rows.append(measured(report, Job(tokenizer, docs, D, B, steps, args.dtype), kinds, rate))
     report.table("Training: microseconds a document (in brackets, times fastloop's)", rows)
     report.close()
 

@@ -1,6 +1,7 @@
 """Small networks over arrays: fastloop's fit beside NumPy, PyTorch and JAX.
 
-Checked first: from the same start over the same batches every implementation has fastloop's losses within 1e-9.
+Checked first: from the same start over the same batches every implementation has fastloop's losses within
+TOLERANCE.
 Microseconds a step of Adam, everything included that a step needs; fit also gathers its batches.  JAX appears twice:
 one jitted call a step, and a lax.scan over many.  Widths 45 and 46 stand side by side because frameworks have
 been seen to become many times slower between the two.
@@ -13,7 +14,7 @@ from step_peers import B1, B2, EPS, jax_training
 import fastloop as fl
 from fastloop import reference
 
-TOLERANCE = 1e-9
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 LR = 0.001
 STEPS = 20      # batches, taken in turn
 SMALL, WIDE, DIGITS = [2, 16, 16, 1], [[45, 45, 45, 1], [46, 46, 46, 1]], [784, 256, 10]
@@ -23,16 +24,19 @@ SHAPES = [(SMALL, 1), (SMALL, 8), (SMALL, 64), (WIDE[0], 32), (WIDE[1], 32), (DI
 class Job:
     """STEPS batches of B rows for a ReLU network: squared error to one output, cross-entropy to several."""
 
-    def __init__(self, widths, B):
+    def __init__(self, widths, B, dtype):
         rng = np.random.default_rng(0)
-        self.widths, self.B = widths, B
+        self.widths, self.B, self.dtype = widths, B, dtype
         self.loss = "mse" if widths[-1] == 1 else "cross_entropy"
-        self.X = rng.normal(size=(STEPS * B, widths[0]))
-        self.y = rng.normal(size=(len(self.X), 1)) if widths[-1] == 1 else rng.integers(widths[-1], size=len(self.X))
+        self.X = rng.normal(size=(STEPS * B, widths[0])).astype(dtype)
+        if widths[-1] == 1:
+            self.y = rng.normal(size=(len(self.X), 1)).astype(dtype)
+        else:
+            self.y = rng.integers(widths[-1], size=len(self.X))
         self.batches = [(self.X[s : s + B], self.y[s : s + B]) for s in range(0, len(self.X), B)]
 
     def model(self):
-        return fl.MLP(self.widths, loss=self.loss)
+        return fl.MLP(self.widths, loss=self.loss, dtype=self.dtype)
 
     def __str__(self):
         return f"{'-'.join(map(str, self.widths))}, B {self.B}"
@@ -76,7 +80,7 @@ class Torch:
         last = len(job.widths) - 2
         layers, params = [], list(job.model().params.values())
         for i in range(last + 1):
-            linear = torch.nn.Linear(job.widths[i], job.widths[i + 1], dtype=torch.float64)
+            linear = torch.nn.Linear(job.widths[i], job.widths[i + 1], dtype=getattr(torch, job.dtype))
             linear.weight.data[...], linear.bias.data[...] = map(torch.from_numpy, params[2 * i : 2 * i + 2])
             layers += [linear] if i == last else [linear, torch.nn.ReLU()]
         self.net, self.done = torch.nn.Sequential(*layers), 0
@@ -147,24 +151,24 @@ def measure(report, job, kinds):
     built = {name: kind(job) for name, kind in kinds.items()}
     losses = {name: np.array([float(x) for x in it.run(2 * STEPS)]) for name, it in built.items()}
     apart = max(np.abs(x - losses["fastloop"]).max() for x in losses.values())
-    if not apart <= TOLERANCE:
-        raise SystemExit(f"{job}: losses differ from fastloop's by {apart:.1e}, more than {TOLERANCE}")
+    if not apart <= TOLERANCE[job.dtype]:
+        raise SystemExit(f"{job}: losses differ from fastloop's by {apart:.1e}, more than {TOLERANCE[job.dtype]}")
     seconds = report.measure({name: (lambda n, it=it: len(it.run(n))) for name, it in built.items()})
     return {
-        "widths and batch": str(job), "parameters": job.model().num_params, "largest difference": f"{apart:.0e}",
-        "seconds": seconds,
+        "widths and batch": str(job), "dtype": built["fastloop"].trainer.model.dtype.name,
+        "parameters": job.model().num_params, "largest difference": f"{apart:.0e}", "seconds": seconds,
     }
 
 
 def main():
     args = harness.arguments(__doc__.splitlines()[0])
     fl.set_num_threads(args.threads)
-    found = harness.peers(args.threads)
+    found = harness.peers(args)
     report = harness.Report("bench_mlp", args, found)
     kinds = {"fastloop": Fit, "NumPy": NumPy}
     kinds |= {"PyTorch": Torch} if found["torch"] else {}
     kinds |= {"JAX step": JaxStep, "JAX scan": JaxScan} if found["jax"] else {}
-    rows = [measure(report, Job(*shape), kinds) for shape in (SHAPES[:2] if args.quick else SHAPES)]
+    rows = [measure(report, Job(*shape, args.dtype), kinds) for shape in (SHAPES[:2] if args.quick else SHAPES)]
     report.table("Whole steps: microseconds (in brackets, times fastloop's)", rows)
     report.close()
 

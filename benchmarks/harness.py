@@ -19,14 +19,19 @@ THREADS = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "NPROC", "FASTLOOP_NUM_THREADS",
 )
 
+DTYPES = ("float64", "float32")
+UNITS = {"us": 1e6, "ms": 1e3}      # how many a second has
 
-def arguments(description, **flags):
-    """The parsed command line; flags: name -> help of further switches, or a dict for add_argument.
+
+def arguments(description, dtypes=DTYPES, **flags):
+    """The parsed command line; dtypes: the choices of --dtype, the first is the default; flags: name -> help of further
+    switches, or a dict for add_argument.
 
     Runs the script anew where the environment does not say --threads yet: NumPy's BLAS reads it once, at import.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="for fastloop and every peer (default 1)")
+    parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help=f"of all of them (default {dtypes[0]})")
     parser.add_argument("--quick", action="store_true", help="few shapes and short timings: does it run?")
     parser.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
     for name, flag in flags.items():
@@ -38,8 +43,8 @@ def arguments(description, **flags):
     return args
 
 
-def peers(threads):
-    """The frameworks to compare with, name -> module, None where missing; each set to that many threads and float64."""
+def peers(args):
+    """The frameworks to compare with, name -> module, None where missing; each set to args' threads and dtype."""
     found = {}
     for name in ("torch", "numba", "jax"):
         try:
@@ -47,9 +52,9 @@ def peers(threads):
         except ImportError:
             found[name] = None
     if found["torch"]:
-        found["torch"].set_num_threads(threads)
+        found["torch"].set_num_threads(args.threads)
     if found["jax"]:
-        found["jax"].config.update("jax_enable_x64", True)
+        found["jax"].config.update("jax_enable_x64", args.dtype == "float64")
         found["jax"].config.update("jax_cpu_enable_async_dispatch", False)    # a third of a short call's time
     return found
 
@@ -70,11 +75,11 @@ def cpu_model():
 class Report:
     """Prints the header at once and tables as they come; `close` writes the JSON file."""
 
-    def __init__(self, title, args, found):
+    def __init__(self, title, args, found, seconds=0.1):
         import fastloop as fl
 
         self.args, self.tables = args, []
-        self.rounds, self.seconds = (3, 0.01) if args.quick else (7, 0.1)
+        self.rounds, self.seconds = (3, 0.01) if args.quick else (7, seconds)
         versions = {"python": platform.python_version(), "numpy": version("numpy"), "fastloop": fl.__version__}
         versions |= {name: version(name) if module else "missing" for name, module in found.items()}
         self.header = {
@@ -82,6 +87,7 @@ class Report:
             "date": date.today().isoformat(),
             "cpu": f"{cpu_model()}, {cores()} cores",
             "threads": args.threads,
+            "dtype": args.dtype,
             "instruction set": fl._core.isa,
             "compiler": fl._core.compiler,
             "versions": versions,
@@ -112,34 +118,41 @@ class Report:
                 times[name].append(timed(call, sizes[name]))
         return {name: statistics.median(values) for name, values in times.items()}
 
-    def table(self, title, rows, base="fastloop"):
-        """rows: list of dict, column -> str or number, alike in all rows.  Under "seconds" a dict of implementation ->
-        seconds, shown as microseconds and, in brackets, as a multiple of what `base` takes."""
-        self.tables.append({"title": title, "rows": rows})
-        cells = []
-        for row in rows:
-            shown = {}
-            for column, value in row.items():
-                if column != "seconds":
-                    shown[column] = number(value)
-                    continue
-                for name, seconds in value.items():
-                    ratio = "" if name == base else f" ({number(seconds / value[base])})"
-                    shown[f"{name} us"] = number(seconds * 1e6) + ratio
-            cells.append(shown)
-        columns = list(dict.fromkeys(name for row in cells for name in row))
-        lines = [columns] + [[row.get(name, "-") for name in columns] for row in cells]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-        lines.insert(1, ["-" * (width - 1) + ":" for width in widths])
-        print(f"\n{title}\n")
-        for line in lines:
-            print("| " + " | ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) + " |")
+    def table(self, title, rows, base="fastloop", unit="us"):
+        """Print a table; the arguments are `markdown`'s."""
+        self.tables.append({"title": title, "rows": rows, "base": base, "unit": unit})
+        print(f"\n{title}\n", *markdown(rows, base, unit), sep="\n")
         sys.stdout.flush()
 
     def close(self):
         if self.args.json:
             with open(self.args.json, "w") as file:
                 json.dump({"header": self.header, "tables": self.tables}, file, indent=1)
+
+
+def markdown(rows, base, unit):
+    """The lines of a table.
+
+    rows: list of dict, column -> str or number.  Under "seconds" a dict of implementation -> seconds, shown in the unit
+    and, in brackets, as a multiple of what `base` takes.
+    """
+    cells = []
+    for row in rows:
+        shown = {}
+        for column, value in row.items():
+            if column != "seconds":
+                shown[column] = number(value)
+                continue
+            for name, seconds in value.items():
+                ratio = "" if name == base else f" ({number(seconds / value[base])})"
+                shown[f"{name} {unit}"] = number(seconds * UNITS[unit]) + ratio
+        cells.append(shown)
+    columns = list(dict.fromkeys(name for row in cells for name in row))
+    lines = [columns] + [[row.get(name, "-") for name in columns] for row in cells]
+    widths = [max(2, *(len(line[i]) for line in lines)) for i in range(len(columns))]
+    lines.insert(1, ["-" * (width - 1) + ":" for width in widths])
+    return ["| " + " | ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) + " |"
+            for line in lines]
 
 
 def timed(call, n):

@@ -22,8 +22,8 @@ FOREVER = 1e9   # a gradient norm that is never reached: the clipping move runs,
 class Job:
     """V ids, width D, blocks of T; `steps` batches of B documents each, taken from docs cyclically."""
 
-    def __init__(self, tokenizer, docs, D, T, B, steps):
-        self.tokenizer, self.D, self.T, self.B, self.steps = tokenizer, D, T, B, steps
+    def __init__(self, tokenizer, docs, D, T, B, steps, dtype="float64"):
+        self.tokenizer, self.D, self.T, self.B, self.steps, self.dtype = tokenizer, D, T, B, steps, dtype
         self.V = tokenizer.vocab_size
         self.docs = [docs[i % len(docs)] for i in range(B * steps)]
         self.lrs = LR * (1.0 - np.arange(steps) / steps)
@@ -34,7 +34,7 @@ class Job:
         self.num_params = self.start.size
 
     def model(self):
-        return fl.BigramLM(self.V, n_embd=self.D, block_size=self.T, seed=42)
+        return fl.BigramLM(self.V, n_embd=self.D, block_size=self.T, seed=42, dtype=self.dtype)
 
     def arrays(self, docs):
         """inputs, targets, positions and weights (N,) of a batch: 1 / (documents, times the document's length)."""
@@ -42,7 +42,7 @@ class Job:
         positions = np.arange(len(ids) - 1) - np.repeat(starts[:-1], np.diff(starts))
         lengths = np.repeat(np.minimum(np.diff(starts), self.T), np.diff(starts))
         kept = positions < self.T
-        weights = 1.0 / (len(docs) * lengths)
+        weights = (1.0 / (len(docs) * lengths)).astype(self.dtype)
         return ids[:-1].astype(np.int64)[kept], ids[1:].astype(np.int64)[kept], positions[kept], weights[kept]
 
     def __str__(self):
@@ -116,7 +116,7 @@ class NumPy:
             model.zero_grad()
             losses.append(model.forward(*job.batches[s]))
             model.backward()
-            model.step(job.lrs[s], B1, B2, EPS)
+            model.step(float(job.lrs[s]), B1, B2, EPS)
         return losses
 
     def gradient(self):
@@ -142,7 +142,7 @@ class Torch:
         wte, wpe, lm_head = (torch.from_numpy(x) for x in np.split(job.start.copy(), [V * D, (V + T) * D]))
         self.wte = torch.nn.Embedding.from_pretrained(wte.view(V, D), freeze=False)
         self.wpe = torch.nn.Embedding.from_pretrained(wpe.view(T, D), freeze=False)
-        self.lm_head = torch.nn.Linear(D, V, bias=False, dtype=torch.float64)
+        self.lm_head = torch.nn.Linear(D, V, bias=False, dtype=lm_head.dtype)
         self.lm_head.weight = torch.nn.Parameter(lm_head.view(V, D))
         self.tensors = [self.wte.weight, self.wpe.weight, self.lm_head.weight]
         self.adam = torch.optim.Adam(self.tensors, lr=LR, betas=(B1, B2), eps=EPS, fused=True)
@@ -178,11 +178,16 @@ class Torch:
         return np.concatenate([x.grad.numpy().ravel() for x in self.tensors])
 
 
-def numba_step(V, D, T, parallel):
-    """Compiled (steps, forward_backward) of the Numba peer.  fastmath leaves NaN and infinities alone."""
+def numba_step(V, D, T, parallel, dtype):
+    """Compiled (steps, forward_backward) of the Numba peer.  fastmath leaves NaN and infinities alone.
+
+    Constants have the dtype too: a Python float would make a float32 loop one of float64.
+    """
     from numba import njit, prange
 
     compiled = njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy", parallel=parallel)
+    real = np.dtype(dtype).type
+    b1, rest1, b2, rest2, eps, zero = map(real, (B1, 1 - B1, B2, 1 - B2, EPS, 0))
 
     def tensors(flat):
         return flat[: V * D].reshape(V, D), flat[V * D : (V + T) * D].reshape(T, D), flat[(V + T) * D :].reshape(V, D)
@@ -204,7 +209,7 @@ def numba_step(V, D, T, parallel):
             largest = logits[n, 0]
             for v in range(1, V):
                 largest = max(largest, logits[n, v])
-            at_target, total = logits[n, targets[n]], 0.0
+            at_target, total = logits[n, targets[n]], zero
             for v in range(V):
                 logits[n, v] = np.exp(logits[n, v] - largest)
                 total += logits[n, v]
@@ -230,11 +235,12 @@ def numba_step(V, D, T, parallel):
             losses[s] = forward_backward(
                 flat, grad, x, dx, logits, inputs[a:b], targets[a:b], positions[a:b], weights[a:b]
             )
-            step_size, v_scale = lrs[s] / (1 - B1 ** (t + s + 1)), 1 / np.sqrt(1 - B2 ** (t + s + 1))
+            step_size = real(lrs[s] / (1 - B1 ** (t + s + 1)))
+            v_scale = real(1 / np.sqrt(1 - B2 ** (t + s + 1)))
             for i in prange(flat.size):
-                m[i] = B1 * m[i] + (1 - B1) * grad[i]
-                v[i] = B2 * v[i] + (1 - B2) * grad[i] * grad[i]
-                flat[i] -= step_size * m[i] / (np.sqrt(v[i]) * v_scale + EPS)
+                m[i] = b1 * m[i] + rest1 * grad[i]
+                v[i] = b2 * v[i] + rest2 * grad[i] * grad[i]
+                flat[i] -= step_size * m[i] / (np.sqrt(v[i]) * v_scale + eps)
         return losses
 
     return steps, forward_backward
@@ -250,10 +256,10 @@ class Numba:
         # Parallel loops cost some 20 us each to begin, so they are for large steps.
         parallel = threads > 1 and job.longest * job.V * job.D > 3_000_000
         self.job = job
-        self.steps, self.forward_backward = numba_step(job.V, job.D, job.T, parallel)
+        self.steps, self.forward_backward = numba_step(job.V, job.D, job.T, parallel, job.dtype)
         self.flat = job.start.copy()
-        self.grad, self.m, self.v = np.zeros((3, job.num_params))
-        self.work = *np.empty((2, job.longest, job.D)), np.empty((job.longest, job.V))
+        self.grad, self.m, self.v = np.zeros((3, job.num_params), job.dtype)
+        self.work = *np.empty((2, job.longest, job.D), job.dtype), np.empty((job.longest, job.V), job.dtype)
         self.starts = np.cumsum([0] + [len(batch[0]) for batch in job.batches])
         self.data = [np.concatenate(x) for x in zip(*job.batches, strict=True)]
         self.done = 0
