@@ -1,4 +1,5 @@
-"""The compiled extensions: csrc/core.pyx once, and csrc/engine.pxi as one module for each instruction set.
+"""The compiled extensions: csrc/core.pyx once, and csrc/engine.pxi as one module for each
+instruction set and precision.
 
 Everything else about the package is in pyproject.toml.  The switches are environment variables: FASTLOOP_DEBUG=1 builds
 with bounds checks and symbols, FASTLOOP_OPENMP=0 without OpenMP.  What was built is kept in build/modules-*,

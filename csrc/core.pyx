@@ -1,10 +1,11 @@
 # What Python calls, compiled once: memory and threads, data and batches, the abstract kernels, models and optimisers,
-# and the training loop.  The arithmetic is in the engines, one for each instruction set (engine.pxi), whose classes
-# derive from these and override the functions that run without the GIL.  declarations.pxi is what the engines see.
+# and the training loop.  The arithmetic is in the engines, one for each instruction set and precision (engine.pxi),
+# whose classes derive from these and override the functions that run without the GIL.  declarations.pxi is what they
+# see.
 #
-# Arrays from Python arrive as typed memoryviews, in def functions that are all here: in an engine, Cython's code for
-# memoryviews would be compiled once for each instruction set.  fastloop/ checks the sizes before it calls; the engines
-# get pointers, and do not check again.
+# Arrays from Python arrive in def functions that are all here: values of either precision as Floats, others as typed
+# memoryviews, Cython's code for which would be compiled into every engine.  fastloop/ checks the sizes before it calls;
+# the engines get pointers, and do not check again.
 #
 # No list comprehensions: where one runs out of memory, Cython 3.3 frees the current item twice.
 #

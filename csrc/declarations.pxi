@@ -1,5 +1,5 @@
 # The header of core.pyx, which is compiled once: what it shares with the engines, one for each instruction set
-# (engine.pxi).  The code of what is only declared here is in the file of core.pyx that fits its name.
+# and precision (engine.pxi).  The code of what is only declared here is in the file of core.pyx that fits its name.
 #
 # No typed memoryviews here: their code would be compiled into every engine.  Those stay in core.pyx, whose functions
 # check them and pass pointers on.

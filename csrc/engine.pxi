@@ -1,5 +1,5 @@
-# The engine: all arithmetic, compiled for each instruction set.  The .pyx file of each includes this one; only
-# the compiler's flags differ (setup.py).
+# The engine: all arithmetic, compiled for each instruction set and precision.  The .pyx file of each includes this
+# one; only the compiler's flags differ (setup.py).
 #
 # Layout.  Activations lie in *panels* of PANEL tokens, x[panel][feature][token], so that one vec (base/simd.h) is one
 # feature of PANEL tokens.  A softmax over the vocabulary then needs no sum across lanes, a matrix product reads its

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import reference
 from .history import History
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ SWING = 0.2, 0.5        # of the loss at the start: an undamped loss falls below
                         # above the other; a healthy loss does not come back, with momentum neither
 TURNS = 0.5             # turning points of the norm per step; noise has 2/3
 TINY = 1e-300           # in place of a zero that is divided by
-FORGOTTEN = {8: 1e-290, 4: 1e-35}       # by the bytes of a value: a moment that decays below this becomes 0
 RARE = 1e-12            # of the largest second moment: a row's own, when it has been used, is above
 
 
@@ -400,7 +400,7 @@ def _dead_rows(trainer: Trainer) -> list[Finding]:
     """Rows that nothing reaches, told by the optimiser's moments: the gradients themselves are gone after a step."""
     findings = []
     beta, beta2 = getattr(trainer.optimizer, "betas", (0.0, 0.0))
-    forgotten = FORGOTTEN[trainer.model.dtype.itemsize]
+    forgotten = reference.TINY[trainer.model.dtype.itemsize][0]     # a moment that decays below this becomes 0
     v, m = _moments(trainer, "exp_avg_sq"), _moments(trainer, "exp_avg")
     for name in m:
         if m[name].ndim != 2 or name == "wpe":      # positions past the longest document are no fault

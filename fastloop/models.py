@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ._types import Activation, Array, Floats, Ints, Loss, Number, Path, Shape, Tokenizer, Values, Whole
 
 PREDICTIONS = 1024      # whose logits are computed at a time
-SIDE_BY_SIDE = 8        # documents that are generated at a time: what a compiled panel holds
+SIDE_BY_SIDE = 8        # documents generated at a time, a panel of float64; not more in float32: the draws depend on it
 MOST_STD = {8: 1e300, 4: 1e37}      # by the bytes of a value; with more, a draw could be infinite
 
 

@@ -131,8 +131,7 @@ def adam_step(
     param, m and v are overwritten; grad is set to zero if zero_grad, else left.  Unlike the paper's, at every
     16th step (at each where a beta is below 0.1) a moment below 1e-290 in size becomes zero; where eps is below 1e-125,
     only one below (1e-20 eps)^2, which a parameter would not show.  float32 has limits of its own (TINY), and a square
-    below the limit counts as 0 there.
-    `decoupled` is AdamW (Loshchilov and Hutter 2019).
+    below the limit counts as 0 there.  `decoupled` is AdamW (Loshchilov and Hutter 2019).
     """
     step_size = lr / (1.0 - beta1**t)
     v_scale = 1.0 / math.sqrt(1.0 - beta2**t)
@@ -179,7 +178,35 @@ def grad_norm(grad: Array) -> Any:
     return largest * np.sqrt(scaled @ scaled)
 
 
-class BigramStep:
+class _Step:
+    """What the training steps below share: the flat buffers, and Adam over them."""
+
+    params: Array
+    grads: Array
+    m: Array
+    v: Array
+    t: int
+
+    def __init__(self, params: Array) -> None:
+        self.params = params
+        self.grads, self.m, self.v = np.zeros((3, params.size), params.dtype)
+        self.t = 0
+
+    def zero_grad(self) -> None:
+        self.grads.fill(0.0)
+
+    def step(
+        self, lr: float, beta1: float = 0.85, beta2: float = 0.99, eps: float = 1e-8, grad_scale: float = 1.0
+    ) -> None:
+        """One step of Adam on params, from grads."""
+        self.t += 1
+        adam_step(
+            self.grads, self.params, self.m, self.v,
+            lr=lr, beta1=beta1, beta2=beta2, eps=eps, t=self.t, grad_scale=grad_scale,
+        )
+
+
+class BigramStep(_Step):
     """A whole training step of the bigram model: logits = (wte[token] + wpe[position]) lm_head^T, and Adam.
 
     params is the flat buffer ((2 V + T) D,) of wte (V, D), wpe (T, D) and lm_head (V, D), in this order; it is
@@ -189,11 +216,6 @@ class BigramStep:
     m and v; t, the steps taken.
     """
 
-    params: Array
-    grads: Array
-    m: Array
-    v: Array
-    t: int
     wte: Array
     wpe: Array
     lm_head: Array
@@ -202,21 +224,16 @@ class BigramStep:
     dlm_head: Array
 
     def __init__(self, params: Array, V: int, D: int, T: int, N: int = 8) -> None:
-        self.params = params
-        self.grads, self.m, self.v = np.zeros((3, params.size), params.dtype)
+        super().__init__(params)
         self.wte, self.wpe, self.lm_head = self._tensors(self.params, V, D, T)
         self.dwte, self.dwpe, self.dlm_head = self._tensors(self.grads, V, D, T)
         self._x, self._dx = np.empty((2, N, D), params.dtype)
         self._logits, self._e = np.empty((2, N, V), params.dtype)
-        self.t = 0
 
     @staticmethod
     def _tensors(flat: Array, V: int, D: int, T: int) -> Any:
         wte, wpe, lm_head = np.split(flat, [V * D, (V + T) * D])
         return wte.reshape(V, D), wpe.reshape(T, D), lm_head.reshape(V, D)
-
-    def zero_grad(self) -> None:
-        self.grads.fill(0.0)
 
     def forward(self, inputs: Array, targets: Array, positions: Array, weights: Any) -> Any:
         """The loss sum_n weights[n] loss[n] of a batch: four arrays (N,), which backward uses again.
@@ -239,18 +256,8 @@ class BigramStep:
         logits_backward(self._x[:N], self.lm_head, self._e[:N], self._dx[:N], self.dlm_head)
         embedding_backward(inputs, positions, self._dx[:N], self.dwte, self.dwpe)
 
-    def step(
-        self, lr: float, beta1: float = 0.85, beta2: float = 0.99, eps: float = 1e-8, grad_scale: float = 1.0
-    ) -> None:
-        """One step of Adam on params, from grads."""
-        self.t += 1
-        adam_step(
-            self.grads, self.params, self.m, self.v,
-            lr=lr, beta1=beta1, beta2=beta2, eps=eps, t=self.t, grad_scale=grad_scale,
-        )
 
-
-class GPTStep:
+class GPTStep(_Step):
     """A whole training step of the GPT, and Adam.
 
         x = rmsnorm(wte[token] + wpe[position])
@@ -267,11 +274,6 @@ class GPTStep:
     Attributes: params and grads (flat); the moments m and v; t, the steps taken; logits (N, V) of the last forward.
     """
 
-    params: Array
-    grads: Array
-    m: Array
-    v: Array
-    t: int
     wte: Array
     wpe: Array
     lm_head: Array
@@ -285,12 +287,10 @@ class GPTStep:
     logits: Array
 
     def __init__(self, params: Array, V: int, D: int, T: int, n_layer: int = 1, n_head: int = 4) -> None:
-        self.params = params
-        self.grads, self.m, self.v = np.zeros((3, params.size), params.dtype)
+        super().__init__(params)
         self.D, self.n_head = D, n_head
         self.wte, self.wpe, self.layers, self.lm_head = self._tensors(self.params, V, D, T, n_layer)
         self.dwte, self.dwpe, self.dlayers, self.dlm_head = self._tensors(self.grads, V, D, T, n_layer)
-        self.t = 0
 
     @staticmethod
     def _tensors(flat: Array, V: int, D: int, T: int, n_layer: int) -> Any:
@@ -299,9 +299,6 @@ class GPTStep:
         pieces = np.split(flat, np.cumsum([rows * columns for rows, columns in shapes])[:-1])
         wte, wpe, *layers, lm_head = [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
         return wte, wpe, [layers[i : i + 4] for i in range(0, 4 * n_layer, 4)], lm_head
-
-    def zero_grad(self) -> None:
-        self.grads.fill(0.0)
 
     def forward(self, inputs: Array, targets: Array, positions: Array, weights: Any) -> Any:
         """The loss sum_n weights[n] loss[n] of a batch: four arrays (N,), which backward uses again.
@@ -351,16 +348,6 @@ class GPTStep:
             dx += _rmsnorm_backward(dqkv @ wqkv, y1, s1)
         dx = _rmsnorm_backward(dx, *self._embedded)
         embedding_backward(inputs, positions, dx, self.dwte, self.dwpe)
-
-    def step(
-        self, lr: float, beta1: float = 0.85, beta2: float = 0.99, eps: float = 1e-8, grad_scale: float = 1.0
-    ) -> None:
-        """One step of Adam on params, from grads."""
-        self.t += 1
-        adam_step(
-            self.grads, self.params, self.m, self.v,
-            lr=lr, beta1=beta1, beta2=beta2, eps=eps, t=self.t, grad_scale=grad_scale,
-        )
 
     def _pad(self, positions: Array) -> None:
         """For attention: (B, L) row numbers that put each document on a line, and which of them are real."""
@@ -420,7 +407,7 @@ def _rmsnorm_backward(dy: Array, y: Array, s: Array) -> Array:
     return dy
 
 
-class MLPStep:
+class MLPStep(_Step):
     """A whole training step of a network of linear layers over arrays, and Adam.
 
         a = X;  for each layer:  a = activation(a weight^T + bias), the last one without the activation
@@ -433,11 +420,6 @@ class MLPStep:
     m and v; t, the steps taken.
     """
 
-    params: Array
-    grads: Array
-    m: Array
-    v: Array
-    t: int
     layers: list[tuple[Array, ...]]
     dlayers: list[tuple[Array, ...]]
     activation: str
@@ -446,13 +428,11 @@ class MLPStep:
     def __init__(
         self, params: Array, widths: Sequence[int], activation: str = "relu", loss: str = "mse", N: int = 8
     ) -> None:
-        self.params = params
-        self.grads, self.m, self.v = np.zeros((3, params.size), params.dtype)
+        super().__init__(params)
         self.layers, self.dlayers = self._tensors(self.params, widths), self._tensors(self.grads, widths)
         self.activation, self.loss = activation, loss
         self._a = [np.empty((N, width), params.dtype) for width in widths[1:]]
         self._da = [np.empty((N, width), params.dtype) for width in widths[1:]]
-        self.t = 0
 
     @staticmethod
     def _tensors(flat: Array, widths: Sequence[int]) -> Any:
@@ -461,9 +441,6 @@ class MLPStep:
             weight, bias, flat = np.split(flat, [n_out * n_in, n_out * n_in + n_out])
             layers.append((weight.reshape(n_out, n_in), bias))
         return layers
-
-    def zero_grad(self) -> None:
-        self.grads.fill(0.0)
 
     def outputs(self, X: Array) -> Array:
         """What the last layer gives for X (N, in): values or logits (N, out), overwritten by the next call."""
@@ -513,8 +490,4 @@ class MLPStep:
         self, lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, grad_scale: float = 1.0
     ) -> None:
         """One step of Adam on params, from grads."""
-        self.t += 1
-        adam_step(
-            self.grads, self.params, self.m, self.v,
-            lr=lr, beta1=beta1, beta2=beta2, eps=eps, t=self.t, grad_scale=grad_scale,
-        )
+        super().step(lr, beta1, beta2, eps, grad_scale)

@@ -141,7 +141,7 @@ FL_INLINE vec v_fma(vec a, vec b, vec c) {
    no such estimate for float64. */
 FL_INLINE vec v_sqrt(vec x) {
 #if FL_BYTES == 64
-    const vec one = v_set(1.0), c1 = v_set(0.5), c2 = v_set(0.375), c3 = v_set(0.3125);
+    const vec one = v_set(1.0), c1 = v_set(0.5), c2 = v_set(0.375);
     FL_EACH {
         /* 0, -0, infinity */
 #ifdef FL_FLOAT32
@@ -151,13 +151,14 @@ FL_INLINE vec v_sqrt(vec x) {
 #endif
         const fl_vec y = FL_MM(_mm512_rsqrt14)(x.r[i_]), s = x.r[i_] * y;
         const fl_vec d = FL_MM(_mm512_fnmadd)(s, y, one.r[i_]);
-        fl_vec series = FL_MM(_mm512_fmadd)(c2.r[i_], d, c1.r[i_]);
-#ifndef FL_FLOAT32
-        series = FL_MM(_mm512_fmadd)(FL_MM(_mm512_fmadd)(c3.r[i_], d, c2.r[i_]), d, c1.r[i_]);
+#ifdef FL_FLOAT32       /* d^3 is below the last bit */
+        const fl_vec rest = c2.r[i_];
+#else
+        const fl_vec rest = FL_MM(_mm512_fmadd)(v_set(0.3125).r[i_], d, c2.r[i_]);
 #endif
+        const fl_vec series = FL_MM(_mm512_fmadd)(rest, d, c1.r[i_]);
         x.r[i_] = FL_MM(_mm512_mask_mov)(FL_MM(_mm512_fmadd)(s * d, series, s), itself, x.r[i_]);
     }
-    (void)c3;
 #elif FL_BYTES == 32
     FL_EACH x.r[i_] = FL_MM(_mm256_sqrt)(x.r[i_]);
 #elif FL_BYTES == 16 && defined(__SSE2__)

@@ -191,8 +191,8 @@ cdef class Blocks(LanguageModel):
         cdef int threads, i
         if pack and N <= PACK_TOKENS:
             return
-        # The threads are still awake if the phases before shared the panels: two threads do so from 2 GROUP panels on.
-        threads = threads_in_pass(work) if not pack and N > PANEL * (2 * GROUP - 1) else threads_for(work)
+        # The threads are still awake if the phases before shared the panels.
+        threads = threads_in_pass(work) if not pack and tiles(N, PANEL) >= 2 * self.least else threads_for(work)
         if threads == 1:
             self.weights_part(pack, first, last, 0, 1)
             return
