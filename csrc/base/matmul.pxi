@@ -1,14 +1,14 @@
 # The matrix product that every model is made of, transposes, and copies into padded rows.
 #
-# No BLAS.  On one Zen 4 core, whose peak is 59 GFLOP/s, a product of two (512, 512) matrices takes 4.9 ms here with
-# AVX-512 (54.6 GFLOP/s) and 5.4 ms in NumPy's OpenBLAS, and 5.5 ms in both with AVX2.  At (64, 64, 256) they are level,
-# and below that calling BLAS costs more than the product.  With a large vocabulary and AVX2, BLAS would be a tenth
-# faster, but its results would depend on the number of threads and on the library.
+# No BLAS.  A GPT's step takes 1.1 to 1.2 times what its products alone would take at the speed of NumPy's OpenBLAS in a
+# product of two (512, 512) matrices (float64, D 64 to 256, 16 documents or more, one Sapphire Rapids core, AVX-512 and
+# AVX2); in small products calling BLAS costs more than the product.  With a large vocabulary and AVX2, BLAS would be a
+# tenth faster, but its results would depend on the number of threads and on the library.
 #
 # Uses: declarations, simd.
 
-# Rows of B at a time: of a tile's columns, a cache line for each row, 256 rows are 16 KiB, which stay in the L1 cache
-# while A is read.
+# Rows of B at a time: of a strip, a cache line for each row, 256 rows are 16 KiB, and a tile's strips stay in the L1
+# cache while A is read.
 cdef enum:
     K_BLOCK = 256
     BLOCK = PANEL * PANEL       # values in a panel of PANEL features
@@ -25,33 +25,47 @@ cdef void edge_tiles(Py_ssize_t columns, Py_ssize_t M, Py_ssize_t K, const real 
         memset(edge, 0, sizeof(edge))
         for r in range(min(M - i, PANEL)):
             memcpy(edge + PANEL * r, C + (i + r) * ldc, columns * sizeof(real))
-        fl_tiles(min(M - i, PANEL), PANEL, K, A + i * a_row, a_row, a_col, a_block, B, ldb, 0, edge, PANEL, accumulate)
+        fl_tiles(min(M - i, PANEL), PANEL, K, A + i * a_row, a_row, a_col, a_block, B, ldb, 0, edge, PANEL,
+                 0, accumulate)
         for r in range(min(M - i, PANEL)):
             memcpy(C + (i + r) * ldc, edge + PANEL * r, columns * sizeof(real))
+
+
+cdef void matmul_strips(Py_ssize_t M, Py_ssize_t strips, Py_ssize_t K,
+                        const real *A, Py_ssize_t a_row, Py_ssize_t a_col, Py_ssize_t a_block,
+                        const real *B, Py_ssize_t ldb, Py_ssize_t b_strip, real *C, Py_ssize_t ldc, Py_ssize_t c_strip,
+                        bint accumulate) noexcept nogil:
+    """C = A B, or C += where `accumulate`, with B (K, N) and C (M, N) in strips of PANEL columns, which lie b_strip and
+    c_strip values apart: those of matrices row by row, or panels.
+
+    A (M, K) is read one value at a time, so it may have any strides: A[i, k] is A[i a_row + (k // PANEL) a_block +
+    (k % PANEL) a_col], and for a plain matrix a_block is PANEL a_col.  The sum over k goes in order, from C on.
+    """
+    cdef Py_ssize_t pair, s, k, k_tile
+    for k_tile in range(tiles(K, K_BLOCK)):
+        k = k_tile * K_BLOCK
+        for pair in range(tiles(strips, FL_STRIPS)):
+            s = pair * FL_STRIPS
+            fl_tiles(M, PANEL * min(strips - s, FL_STRIPS), min(K - k, K_BLOCK), A + (k // PANEL) * a_block, a_row,
+                     a_col, a_block, B + s * b_strip + k * ldb, ldb, b_strip, C + s * c_strip, ldc, c_strip,
+                     accumulate or k > 0)
 
 
 cdef void matmul(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
                  const real *A, Py_ssize_t a_row, Py_ssize_t a_col, Py_ssize_t a_block,
                  const real *B, Py_ssize_t ldb, real *C, Py_ssize_t ldc, bint accumulate) noexcept nogil:
-    """C (M, N) = A (M, K) B (K, N), or C += where `accumulate`; C and B row by row.
+    """C (M, N) = A (M, K) B (K, N), or C += where `accumulate`; C and B row by row, A as in matmul_strips.
 
-    A is read one value at a time, so it may have any strides: A[i, k] is A[i a_row + (k // PANEL) a_block +
-    (k % PANEL) a_col], and for a plain matrix a_block is PANEL a_col.  B is read PANEL columns at a time: its rows must
-    be readable up to a multiple of that.  The sum over k goes in order, from C on.
+    B is read PANEL columns at a time: its rows must be readable up to a multiple of that.
     """
-    cdef Py_ssize_t strip, j, k, k_tile, depth
-    cdef const real *a
+    cdef Py_ssize_t whole = N // PANEL * PANEL, k, k_tile
+    matmul_strips(M, N // PANEL, K, A, a_row, a_col, a_block, B, ldb, PANEL, C, ldc, PANEL, accumulate)
+    if N == whole:
+        return
     for k_tile in range(tiles(K, K_BLOCK)):
         k = k_tile * K_BLOCK
-        depth = min(K - k, K_BLOCK)
-        a = A + (k // PANEL) * a_block
-        for strip in range(N // PANEL):
-            j = PANEL * strip
-            fl_tiles(M, PANEL, depth, a, a_row, a_col, a_block, B + k * ldb + j, ldb, 0, C + j, ldc,
-                     accumulate or k > 0)
-        if N % PANEL:
-            j = N // PANEL * PANEL
-            edge_tiles(N - j, M, depth, a, a_row, a_col, a_block, B + k * ldb + j, ldb, C + j, ldc, accumulate or k > 0)
+        edge_tiles(N - whole, M, min(K - k, K_BLOCK), A + (k // PANEL) * a_block, a_row, a_col, a_block,
+                   B + k * ldb + whole, ldb, C + whole, ldc, accumulate or k > 0)
 
 
 cdef void transpose_rows(const real *x, Py_ssize_t ldx, Py_ssize_t tokens, Py_ssize_t D,

@@ -67,12 +67,16 @@ typedef fl_real fl_vec;
 typedef fl_int fl_ivec;
 #endif
 
-/* Rows of a tile: enough independent sums to hide the latency of FMA (4 cycles
-   on two ports), few enough to stay in the registers of the instruction set. */
+/* Rows of a tile, and strips of FL_PANEL columns: enough independent sums to hide the latency of FMA (4 cycles on two
+   ports), few enough to stay in the registers of the instruction set.  A value of A serves all strips, a vec of B all
+   rows, so 8 by 2 take 10 loads for 16 FMAs where 8 by 1 take 9 for 8, and two ports load. */
+#define FL_STRIPS 1
 #if FL_BYTES == 64
 #define FL_ROWS 8
+#undef FL_STRIPS
+#define FL_STRIPS 2
 #elif FL_BYTES == 32
-#define FL_ROWS 4
+#define FL_ROWS 6
 #elif FL_BYTES == 16 && defined(__aarch64__)
 #define FL_ROWS 4
 #elif FL_BYTES == 16
@@ -331,70 +335,101 @@ FL_INLINE void fl_transpose(const fl_real *in, ptrdiff_t ldi, fl_real *out, ptrd
 #endif
 }
 
-/* C[i, 0:FL_PANEL] = (C[i, 0:FL_PANEL] or 0) + sum over k of A[i, k] * B[k, 0:FL_PANEL], i < rows.
-   A[i, k] is A[i * a_row + (k / FL_PANEL) * a_block + (k % FL_PANEL) * a_col]: with the stride of a block k runs over
-   panels.  The sum starts from C and goes through k in order, so it does not depend on how the caller cuts the work. */
+/* C[i, 0:FL_PANEL] = (C[i, 0:FL_PANEL] or 0) + sum over k of A[i, k] * B[k, 0:FL_PANEL], i < rows, for one or more strips
+   of columns.  A[i, k] is A[i * a_row + (k / FL_PANEL) * a_block + (k % FL_PANEL) * a_col]: with the stride of a block k
+   runs over panels.  The sum starts from C and goes through k in order, so it does not depend on how the caller cuts the
+   work. */
 #ifdef FL_FLOAT32
-#define FL_APART 1      /* FL_PANEL products are summed apart, then added to the sum: its error is about half as large */
+#define FL_APART FL_PANEL     /* products that are summed apart, then added to the sum: half the error */
 #else
 #define FL_APART 0
 #endif
-FL_INLINE void fl_tile_rows(const int rows, const int blocks, ptrdiff_t K, const fl_real *A, ptrdiff_t a_row,
-                            ptrdiff_t a_col, ptrdiff_t a_block, const fl_real *B, ptrdiff_t ldb, fl_real *C,
-                            ptrdiff_t ldc, int accumulate) {
-    vec acc[FL_ROWS], sum[FL_ROWS];
-    for (int i = 0; i < rows; i++)
-        acc[i] = accumulate ? v_load(C + i * ldc) : v_set(0.0);
+FL_INLINE void fl_tile(const int rows, const int strips, const int blocks, ptrdiff_t K, const fl_real *A, ptrdiff_t a_row,
+                       ptrdiff_t a_col, ptrdiff_t a_block, const fl_real *B, ptrdiff_t ldb, ptrdiff_t b_strip,
+                       fl_real *C, ptrdiff_t ldc, ptrdiff_t c_strip, int accumulate) {
+    vec acc[FL_ROWS][FL_STRIPS], sum[FL_ROWS][FL_STRIPS], b[FL_STRIPS];
+#define FL_SUMS for (int i = 0; i < rows; i++) for (int j = 0; j < strips; j++)
+    FL_SUMS acc[i][j] = accumulate ? v_load(C + i * ldc + j * c_strip) : v_set(0.0);
     for (; K > 0; K -= FL_PANEL, A += a_block) {
         /* without blocks: one loop over all of k */
         const ptrdiff_t n = (blocks || FL_APART) && K > FL_PANEL ? FL_PANEL : K;
         const fl_real *a = A;
-        for (int i = 0; FL_APART && i < rows; i++) {
-            sum[i] = acc[i];
-            acc[i] = v_set(0.0);
+        ptrdiff_t k = 0;
+        if (FL_APART) {
+            for (int j = 0; j < strips; j++)
+                b[j] = v_load(B + j * b_strip);
+            FL_SUMS {
+                sum[i][j] = acc[i][j];
+                acc[i][j] = v_mul(v_set(a[i * a_row]), b[j]);
+            }
+            k++, a += a_col, B += ldb;
         }
-        for (ptrdiff_t k = 0; k < n; k++, a += a_col, B += ldb) {
-            const vec b = v_load(B);
-            for (int i = 0; i < rows; i++)
-                acc[i] = v_fma(v_set(a[i * a_row]), b, acc[i]);
+        for (; k < n; k++, a += a_col, B += ldb) {
+            for (int j = 0; j < strips; j++)
+                b[j] = v_load(B + j * b_strip);
+            FL_SUMS acc[i][j] = v_fma(v_set(a[i * a_row]), b[j], acc[i][j]);
         }
-        for (int i = 0; FL_APART && i < rows; i++)
-            acc[i] = v_add(sum[i], acc[i]);
+        if (FL_APART)
+            FL_SUMS acc[i][j] = v_add(sum[i][j], acc[i][j]);
         if (!blocks && !FL_APART)
             break;
     }
-    for (int i = 0; i < rows; i++)
-        v_store(C + i * ldc, acc[i]);
+    FL_SUMS v_store(C + i * ldc + j * c_strip, acc[i][j]);
+#undef FL_SUMS
 }
 
-/* The same for any number of rows M, and for N columns, FL_PANEL at a time, whose B lies b_strip values further each
-   time.  The loop over rows is the outer one, so that C is written in the order of memory. */
+/* The same for any number of rows M, and for N columns in strips of FL_PANEL: a strip's part of B lies b_strip values
+   after the one before, its part of C c_strip values.  The loop over rows is the outer one, so that C is written in the
+   order of memory where c_strip is FL_PANEL. */
 static void fl_tiles(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const fl_real *A, ptrdiff_t a_row, ptrdiff_t a_col,
                      ptrdiff_t a_block, const fl_real *B, ptrdiff_t ldb, ptrdiff_t b_strip, fl_real *C, ptrdiff_t ldc,
-                     int accumulate) {
-#define FL_TILE(n, blocks) \
-    fl_tile_rows(n, blocks, K, A, a_row, a_col, a_block, B + j * b_strip, ldb, C + FL_PANEL * j, ldc, accumulate)
-#define FL_CASE(n) case n: FL_TILE(n, 1); break;
-    for (; M >= FL_ROWS; M -= FL_ROWS, A += FL_ROWS * a_row, C += FL_ROWS * ldc)
+                     ptrdiff_t c_strip, int accumulate) {
+    const ptrdiff_t all = (N + FL_PANEL - 1) / FL_PANEL;
+#define FL_TILE(rows, strips, blocks) \
+    fl_tile(rows, strips, blocks, K, A, a_row, a_col, a_block, B + j * b_strip, ldb, b_strip, C + j * c_strip, ldc, \
+            c_strip, accumulate)
+#define FL_ROW(rows, blocks) { \
+        ptrdiff_t j = 0; \
+        for (; j + FL_STRIPS <= all; j += FL_STRIPS) \
+            FL_TILE(rows, FL_STRIPS, blocks); \
+        if (FL_STRIPS > 1 && j < all) \
+            FL_TILE(rows, 1, blocks); \
+    }
+#define FL_CASE(rows) case rows: FL_ROW(rows, 1); break;
+#if FL_ROWS == 6
+    /* of 7 or 8 rows the last 1 or 2 would hide little latency: 4 and the rest */
+#define FL_FEW(M) ((M) < 6 || (M) == 7 || (M) == 8)
+#else
+#define FL_FEW(M) ((M) < FL_ROWS)
+#endif
+    for (; !FL_FEW(M); M -= FL_ROWS, A += FL_ROWS * a_row, C += FL_ROWS * ldc)
         if (a_block == FL_PANEL * a_col)
-            for (ptrdiff_t j = 0; FL_PANEL * j < N; j++)
-                FL_TILE(FL_ROWS, 0);
+            FL_ROW(FL_ROWS, 0)
         else
-            for (ptrdiff_t j = 0; FL_PANEL * j < N; j++)
-                FL_TILE(FL_ROWS, 1);
-    for (ptrdiff_t j = 0; FL_PANEL * j < N; j++)
-        switch (M) {
+            FL_ROW(FL_ROWS, 1)
+#if FL_ROWS == 6
+    if (M > 5) {
+        FL_ROW(4, 1)
+        M -= 4, A += 4 * a_row, C += 4 * ldc;
+    }
+#endif
+    switch (M) {
 #if FL_ROWS >= 3
-        FL_CASE(1) FL_CASE(2)
+    FL_CASE(1) FL_CASE(2)
 #endif
 #if FL_ROWS >= 4
-        FL_CASE(3)
+    FL_CASE(3)
+#endif
+#if FL_ROWS >= 6
+    FL_CASE(4) FL_CASE(5)
 #endif
 #if FL_ROWS >= 8
-        FL_CASE(4) FL_CASE(5) FL_CASE(6) FL_CASE(7)
+    FL_CASE(6) FL_CASE(7)
 #endif
-        }
+    }
+#undef FL_FEW
 #undef FL_CASE
+#undef FL_ROW
 #undef FL_TILE
 }
 

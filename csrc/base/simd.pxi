@@ -20,6 +20,7 @@ cdef extern from "base/simd.h" nogil:
         pass
     enum:
         FL_ROWS
+        FL_STRIPS
     vec v_load(const real *p)
     void v_store(real *p, vec a)
     vec v_set(real x)
@@ -38,7 +39,7 @@ cdef extern from "base/simd.h" nogil:
     void fl_transpose(const real *input, Py_ssize_t ldi, real *output, Py_ssize_t ldo)
     void fl_tiles(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *A, Py_ssize_t a_row, Py_ssize_t a_col,
                   Py_ssize_t a_block, const real *B, Py_ssize_t ldb, Py_ssize_t b_strip, real *C, Py_ssize_t ldc,
-                  int accumulate)
+                  Py_ssize_t c_strip, int accumulate)
     double fl_sum_squares(const real *x, Py_ssize_t n, double scale)
     real fl_at_most(double x)
 

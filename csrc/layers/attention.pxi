@@ -33,7 +33,7 @@ cdef void attention_forward(const Tokens *b, Py_ssize_t panel, const real *q, co
     begin = v_load(lower)
     end = v_load(upper)
     for s in range(keys):
-        fl_tiles(PANEL, PANEL, size, k + (first + s) * stride, 1, PANEL, BLOCK, q, PANEL, 0, p + BLOCK * s, PANEL,
+        fl_tiles(PANEL, PANEL, size, k + (first + s) * stride, 1, PANEL, BLOCK, q, PANEL, 0, p + BLOCK * s, PANEL, 0,
                  False)
     # The first document may begin inside its panel: no query attends to the keys before it.
     start = PANEL * panel - b.positions[PANEL * panel] - PANEL * first
@@ -65,11 +65,11 @@ cdef void attention_dq(const Tokens *b, Py_ssize_t panel, const real *da, const 
     cdef vec scale = v_set(1.0 / sqrt(<double>size)), sum_ = v_load(sums), x
     cdef real[BLOCK] ds
     for kp in range(first, panel + 1):
-        fl_tiles(PANEL, PANEL, size, v + kp * stride, 1, PANEL, BLOCK, da, PANEL, 0, ds, PANEL, False)
+        fl_tiles(PANEL, PANEL, size, v + kp * stride, 1, PANEL, BLOCK, da, PANEL, 0, ds, PANEL, 0, False)
         for s in range(PANEL):
             x = v_mul(v_sub(v_load(ds + PANEL * s), sum_), scale)
             v_store(ds + PANEL * s, v_mul(x, v_load(p + BLOCK * (kp - first) + PANEL * s)))
-        fl_tiles(size, PANEL, PANEL, k + kp * stride, PANEL, 1, PANEL, ds, PANEL, 0, dq, PANEL, kp > first)
+        fl_tiles(size, PANEL, PANEL, k + kp * stride, PANEL, 1, PANEL, ds, PANEL, 0, dq, PANEL, 0, kp > first)
 
 
 cdef void attention_dkv(const Tokens *b, Py_ssize_t panel, Py_ssize_t panels, const real *q, const real *da,
@@ -90,12 +90,12 @@ cdef void attention_dkv(const Tokens *b, Py_ssize_t panel, Py_ssize_t panels, co
         if first > panel:
             break
         transpose_panel(p + qp * p_stride + BLOCK * (panel - first), PANEL, PANEL, pt, PANEL)
-        fl_tiles(PANEL, PANEL, size, da + qp * da_stride, 1, PANEL, BLOCK, v, PANEL, 0, dst, PANEL, False)
+        fl_tiles(PANEL, PANEL, size, da + qp * da_stride, 1, PANEL, BLOCK, v, PANEL, 0, dst, PANEL, 0, False)
         for t in range(PANEL):
             x = v_sub(v_load(dst + PANEL * t), v_set(sums[qp * sums_stride + t]))
             v_store(dst + PANEL * t, v_mul(v_mul(x, scale), v_load(pt + PANEL * t)))
-        fl_tiles(size, PANEL, PANEL, q + qp * stride, PANEL, 1, PANEL, dst, PANEL, 0, dk, PANEL, qp > panel)
-        fl_tiles(size, PANEL, PANEL, da + qp * da_stride, PANEL, 1, PANEL, pt, PANEL, 0, dv, PANEL, qp > panel)
+        fl_tiles(size, PANEL, PANEL, q + qp * stride, PANEL, 1, PANEL, dst, PANEL, 0, dk, PANEL, 0, qp > panel)
+        fl_tiles(size, PANEL, PANEL, da + qp * da_stride, PANEL, 1, PANEL, pt, PANEL, 0, dv, PANEL, 0, qp > panel)
         qp += 1
 
 
