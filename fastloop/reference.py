@@ -133,6 +133,8 @@ def adam_step(
     only one below (1e-20 eps)^2, which a parameter would not show.  float32 has limits of its own (TINY), and a square
     below the limit counts as 0 there.  `decoupled` is AdamW (Loshchilov and Hutter 2019).
     """
+    # What a moment keeps and what it takes from the gradient add up to 1 in float32, too.
+    beta1, beta2 = float(param.dtype.type(beta1)), float(param.dtype.type(beta2))
     step_size = lr / (1.0 - beta1**t)
     v_scale = 1.0 / math.sqrt(1.0 - beta2**t)
     limit, root, beta = TINY[param.itemsize]

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastloop as fl
@@ -26,6 +27,18 @@ def variant(request, monkeypatch):
         module = importlib.import_module(f"fastloop._core.{request.param}{ending}")
         monkeypatch.setitem(_core.engines, character, module)
     return module       # of float64
+
+
+@pytest.fixture(params=["float64", "float32"])
+def dtype(request):
+    """Each precision."""
+    return np.dtype(request.param)
+
+
+@pytest.fixture
+def engine(variant, dtype):
+    """Each compiled module that this CPU can run: of every instruction set, for every precision."""
+    return _core.engine(dtype)
 
 
 @pytest.fixture

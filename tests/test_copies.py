@@ -19,11 +19,11 @@ X, Y = RNG.normal(size=(20, 2)), RNG.normal(size=(20, 1))
 LABELS = np.arange(20) % 3
 
 MODELS = {
-    "bigram": lambda: fl.BigramLM(TOK.vocab_size, n_embd=4),
-    "gpt": lambda: fl.GPT(TOK.vocab_size, n_embd=8, n_head=2, block_size=6),
-    "mlp": lambda: fl.MLP([2, 5, 1], activation="tanh"),
-    "linear": lambda: fl.LinearRegression(2),
-    "softmax": lambda: fl.SoftmaxRegression(2, 3),
+    "bigram": lambda **kw: fl.BigramLM(TOK.vocab_size, n_embd=4, **kw),
+    "gpt": lambda **kw: fl.GPT(TOK.vocab_size, n_embd=8, n_head=2, block_size=6, **kw),
+    "mlp": lambda **kw: fl.MLP([2, 5, 1], activation="tanh", **kw),
+    "linear": lambda **kw: fl.LinearRegression(2, **kw),
+    "softmax": lambda **kw: fl.SoftmaxRegression(2, 3, **kw),
 }
 DATA = {"bigram": (DOCS,), "gpt": (DOCS,), "mlp": (X, Y), "linear": (X, Y), "softmax": (X, LABELS)}
 OPTIMIZERS = {
@@ -39,9 +39,9 @@ COPIES = {
 }
 
 
-def trainer(kind, optimizer="adam", **options):
+def trainer(kind, optimizer="adam", dtype="float64", **options):
     tok = TOK if kind in ("bigram", "gpt") else None
-    return fl.Trainer(MODELS[kind](), OPTIMIZERS[optimizer](), tokenizer=tok, **options)
+    return fl.Trainer(MODELS[kind](dtype=dtype), OPTIMIZERS[optimizer](), tokenizer=tok, **options)
 
 
 def bits(trainer):
@@ -87,8 +87,8 @@ def test_a_models_buffer_cannot_be_replaced():
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_copied_model_saves_what_it_has_learnt(kind, again, tmp_path):
-    model = again(MODELS[kind]())
+def test_a_copied_model_saves_what_it_has_learnt(kind, dtype, again, tmp_path):
+    model = again(MODELS[kind](dtype=dtype))
     own = fl.Trainer(model, fl.Adam(lr=0.05), tokenizer=TOK if kind in ("bigram", "gpt") else None)
     own.fit(*DATA[kind], steps=30)
     own.save(tmp_path / "run.npz")
@@ -102,8 +102,8 @@ def test_a_copied_model_saves_what_it_has_learnt(kind, again, tmp_path):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_copied_model_trains_independently(kind, again):
-    own = trainer(kind)
+def test_a_copied_model_trains_independently(kind, dtype, again):
+    own = trainer(kind, dtype=dtype)
     own.fit(*DATA[kind], steps=5)
     before = own.model.params.flat.copy()
     twin = again(own.model)
@@ -136,8 +136,8 @@ def test_attributes_that_a_user_gave_a_model_are_copied(again):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_copied_trainer_goes_on_to_the_same_bits(kind, optimizer, again):
-    own = trainer(kind, optimizer, clip_norm=1.0, schedule=s.cosine(40), grad_accum=2)
+def test_a_copied_trainer_goes_on_to_the_same_bits(kind, optimizer, dtype, again):
+    own = trainer(kind, optimizer, dtype, clip_norm=1.0, schedule=s.cosine(40), grad_accum=2)
     own.fit(*DATA[kind], steps=7, batch_size=3, shuffle=True)
     twin = again(own)
     assert bits(twin) == bits(own)
@@ -264,8 +264,8 @@ def test_an_optimiser_of_torch_parameters_copied_with_them_trains_the_copies():
 # --- data, schedules, records, errors
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_prepared_data_and_batches_are_copied(kind, again):
-    own = trainer(kind)
+def test_prepared_data_and_batches_are_copied(kind, dtype, again):
+    own = trainer(kind, dtype=dtype)
     data, _ = own.prepare(*DATA[kind])
     batch = own.batch(*DATA[kind])
     twin = again(data)
@@ -394,8 +394,8 @@ def blow_up(_):
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-def test_a_process_pool_trains_and_sends_the_model_back(method, tmp_path):
-    own = trainer("gpt", schedule=s.linear())
+def test_a_process_pool_trains_and_sends_the_model_back(method, dtype, tmp_path):
+    own = trainer("gpt", dtype=dtype, schedule=s.linear())
     own.fit(DOCS, steps=3)
     with multiprocessing.get_context(method).Pool(1) as pool:
         twin, loss, names = pool.apply_async(train_on, [own]).get(timeout=120)

@@ -21,7 +21,7 @@ TOK = fl.CharTokenizer(DOCS)
 class Everything:
     """Names of arguments, by what takes them."""
 
-    model = ("n_embd", "block_size", "seed", "init_std")
+    model = ("n_embd", "block_size", "seed", "init_std", "dtype")
     adam = ("lr", "betas", "eps", "weight_decay", "no_decay")
     sgd = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "no_decay")
     trainer = ("tokenizer", "schedule", "clip_norm", "clip_value", "grad_accum")
@@ -36,7 +36,8 @@ VALUES = [
     -math.inf, 1e-320, 1e308, np.int8(1), np.int64(2), np.uint64(2), np.float16(0.5), np.float32(0.1), np.float64(0.5),
     np.longdouble(0.5), np.float32("nan"), np.array(2), np.array(0.5), np.array([1.0]), np.datetime64("2026-11-24"),
     Decimal("0.5"), Fraction(1, 2), 1j, "1", "", b"x", np.str_("wpe"), [], [0.5, 0.5], (np.float32(0.5), 0.9), ["wpe"],
-    ("lm_head", "wpe"), {"a": 1}, 2**63, 10**400, -(10**400), object(), print, DOCS, DOCS[:2], fl.schedules.linear(),
+    ("lm_head", "wpe"), {"a": 1}, 2**63, 10**400, -(10**400), object(), print, np.float32, "float32", DOCS, DOCS[:2],
+    fl.schedules.linear(),
     fl.schedules.warmup(np.int64(1), fl.schedules.cosine(np.int32(4), np.float32(0.5))), fl.callbacks.Progress(),
 ]
 PLACES = [(place, name) for place in ("model", "adam", "sgd", "trainer", "fit") for name in getattr(Everything, place)]
@@ -44,18 +45,18 @@ CHANGES = st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(VALUES)), 
 
 
 @pytest.mark.filterwarnings("ignore")       # those of learning rates that are all 0, of NumPy's casts
-@example([(("fit", "restore_best"), 1)])
-@example([(("fit", "tol"), True)])
-@example([(("trainer", "clip_norm"), np.float32(1.0))])
-@example([(("fit", "min_delta"), math.nan)])
+@example(changes=[(("fit", "restore_best"), 1)], dtype="float32")
+@example(changes=[(("fit", "tol"), True)], dtype="float32")
+@example(changes=[(("trainer", "clip_norm"), np.float32(1.0))], dtype="float32")
+@example(changes=[(("fit", "min_delta"), math.nan)], dtype="float32")
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(changes=CHANGES)
-def test_settings_are_refused_before_the_first_step_or_trained_saved_and_loaded(tmp_path_factory, changes):
+@given(changes=CHANGES, dtype=st.sampled_from(["float64", "float32"]))
+def test_settings_are_refused_before_the_first_step_or_trained_saved_and_loaded(tmp_path_factory, changes, dtype):
     folder = tmp_path_factory.mktemp("settings")
     given = {place: {name: value for (at, name), value in changes if at == place} for place, _ in PLACES}
     trainer = None
     try:
-        model = fl.BigramLM(TOK.vocab_size, **{"n_embd": 4, "block_size": 4, **given["model"]})
+        model = fl.BigramLM(TOK.vocab_size, **{"n_embd": 4, "block_size": 4, "dtype": dtype, **given["model"]})
         optimizer = fl.SGD(**{"momentum": 0.5, **given["sgd"]}) if given["sgd"] else fl.Adam(**given["adam"])
         trainer = fl.Trainer(model, optimizer, **{"tokenizer": TOK, **given["trainer"]})
         options = {"validation": DOCS[:2], **given["fit"]}

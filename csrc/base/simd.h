@@ -439,17 +439,28 @@ static double fl_sum_squares(const fl_real *x, ptrdiff_t n, double scale) {
     double lanes[8] = {0}, total = 0.0;
     ptrdiff_t i = 0;
 #ifdef FL_FLOAT32
-#ifdef __GNUC__
-    typedef double wide __attribute__((vector_size(64)));
-    typedef float narrow __attribute__((vector_size(32), aligned(4), may_alias));
-    wide sums[4] = {{0}};
+#if FL_BYTES
+    enum { WIDE = FL_BYTES / 8 };       /* float64 numbers in a register */
+    typedef double wide __attribute__((vector_size(FL_BYTES)));
+    wide sums[32 / WIDE];
+    double all[32];
+    for (int j = 0; j < 32 / WIDE; j++)
+        sums[j] = (wide){0};
     for (; i + 32 <= n; i += 32)
-        for (int j = 0; j < 4; j++) {
-            const wide y = __builtin_convertvector(*(const narrow *)(x + i + 8 * j), wide) * scale;
+        for (int j = 0; j < 32 / WIDE; j++) {
+            const fl_real *at = x + i + WIDE * j;
+#if FL_BYTES == 64
+            const wide y = _mm512_cvtps_pd(_mm256_loadu_ps(at)) * scale;
+#elif FL_BYTES == 32
+            const wide y = _mm256_cvtps_pd(_mm_loadu_ps(at)) * scale;
+#else
+            const wide y = (wide){at[0], at[1]} * scale;
+#endif
             sums[j] += y * y;
         }
-    sums[0] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    memcpy(lanes, &sums[0], sizeof(lanes));
+    memcpy(all, sums, sizeof(all));
+    for (int j = 0; j < 8; j++)
+        lanes[j] = (all[j] + all[j + 8]) + (all[j + 16] + all[j + 24]);
 #endif
 #else
     const vec s = v_set(scale);

@@ -72,7 +72,7 @@ cdef void softmax_losses(const Softmax *s, Py_ssize_t tokens, double *losses) no
     """losses (tokens,) of a panel, after all its rows; not finite where the logits give no finite loss."""
     cdef Py_ssize_t t
     for t in range(tokens):
-        losses[t] = (s.max[t] - s.target[t]) + log1p((s.count[t] - 1.0) + s.rest[t])
+        losses[t] = (<double>s.max[t] - s.target[t]) + log1p((s.count[t] - 1.0) + s.rest[t])
 
 
 cdef void softmax_grad(real *e, Py_ssize_t rows, Py_ssize_t v, const int64_t *targets, const double *weights,
