@@ -25,7 +25,7 @@ STEPS = 5
 HYPER = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 MOVED = 7       # values a parameter
 # of parameters and moments; in float32 a peer may round 1 - beta2^t, near 0.001, to float32 as well
-RTOL, ATOL = {"float64": 1e-11, "float32": 1e-5}, {"float64": 1e-14, "float32": 1e-7}
+RTOL, ATOL = {"float64": 1e-11, "float32": 2e-5}, {"float64": 1e-14, "float32": 1e-7}
 LR, B1, B2, EPS = HYPER.values()
 
 

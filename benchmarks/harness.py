@@ -130,8 +130,8 @@ class Report:
                 json.dump({"header": self.header, "tables": self.tables}, file, indent=1)
 
 
-def markdown(rows, base, unit):
-    """The lines of a table.
+def markdown(rows, base, unit, only=None):
+    """The lines of a table; only: the columns that it has, by default all.
 
     rows: list of dict, column -> str or number.  Under "seconds" a dict of implementation -> seconds, shown in the unit
     and, in brackets, as a multiple of what `base` takes.
@@ -148,6 +148,10 @@ def markdown(rows, base, unit):
                 shown[f"{name} {unit}"] = number(seconds * UNITS[unit]) + ratio
         cells.append(shown)
     columns = list(dict.fromkeys(name for row in cells for name in row))
+    if only is not None:
+        if unknown := set(only) - set(columns):
+            raise ValueError(f"no columns {', '.join(sorted(unknown))}; there are {', '.join(columns)}")
+        columns = only
     lines = [columns] + [[row.get(name, "-") for name in columns] for row in cells]
     widths = [max(2, *(len(line[i]) for line in lines)) for i in range(len(columns))]
     lines.insert(1, ["-" * (width - 1) + ":" for width in widths])

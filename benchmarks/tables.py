@@ -1,9 +1,11 @@
-"""Writes the tables of README.md from the files in results/, which the benchmarks wrote with --json.
+"""Writes the tables of benchmarks/README.md and of the project's README.md from the files in results/, which the
+benchmarks wrote with --json.
 
     python benchmarks/bench_adam.py --dtype float32 --json benchmarks/results/adam-float32-1.json
     python benchmarks/tables.py
 
 results/NAME.json fills the place between the lines `<!-- NAME -->` and `<!-- end -->`; without the file it is empty.
+`<!-- NAME: a, b -->` takes the columns a and b of its first table alone.
 """
 
 import json
@@ -13,8 +15,8 @@ from pathlib import Path
 import harness
 
 HERE = Path(__file__).parent
-README, RESULTS = HERE / "README.md", HERE / "results"
-PLACE = re.compile(r"(<!-- (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+READMES, RESULTS = (HERE / "README.md", HERE.parent / "README.md"), HERE / "results"
+PLACE = re.compile(r"(<!-- ([\w-]+)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def read():
@@ -23,19 +25,22 @@ def read():
 
 
 def filled(text, results):
-    """README's text with every place filled.  Raises ValueError for a result that has none."""
-    homeless = sorted(results.keys() - {place[2] for place in PLACE.finditer(text)})
-    if homeless:
-        raise ValueError(f"no place for {', '.join(homeless)}: it needs the lines <!-- NAME --> and <!-- end -->")
+    """A README's text with every place filled."""
 
     def fill(place):
-        return place[1] + (section(results[place[2]]) if place[2] in results else "") + place[3]
+        name, columns = place[2], place[3] and place[3].split(", ")
+        return place[1] + (section(results[name], columns) if name in results else "") + place[4]
 
     return PLACE.sub(fill, text)
 
 
-def section(result):
-    """What fills a place: how it was measured, and the tables."""
+def homeless(texts, results):
+    """The names of results that have no place in any of the texts."""
+    return sorted(results.keys() - {place[2] for text in texts for place in PLACE.finditer(text)})
+
+
+def section(result, columns=None):
+    """What fills a place: how it was measured, and the tables, or of the first these columns."""
     header = result["header"]
     threads = f"{header['threads']} thread" + "s" * (header["threads"] > 1)
     versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
@@ -43,10 +48,14 @@ def section(result):
         f"`{header['benchmark']}.py`, **{header['dtype']}, {threads}**, {header['date']}: {header['cpu']}, "
         f"{header['instruction set']}; {header['compiler']}, {versions}; {header['timing']}."
     ]
-    for table in result["tables"]:
-        lines += ["", f"{table['title']}:", "", *harness.markdown(table["rows"], table["base"], table["unit"])]
+    for table in result["tables"][: 1 if columns else None]:
+        lines += ["", f"{table['title']}:", "", *harness.markdown(table["rows"], table["base"], table["unit"], columns)]
     return "\n".join(["", *lines, "", ""])
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(), read()))
+    results = read()
+    if left := homeless([readme.read_text() for readme in READMES], results):
+        raise SystemExit(f"no place for {', '.join(left)}: it needs the lines <!-- NAME --> and <!-- end -->")
+    for readme in READMES:
+        readme.write_text(filled(readme.read_text(), results))

@@ -15,7 +15,8 @@ from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from libc.math cimport INFINITY, fabs, isfinite
+from cython.parallel cimport prange
+from libc.math cimport INFINITY, NAN, fabs, isfinite
 from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
@@ -24,7 +25,10 @@ include "base/floats.pxi"
 include "base/threads.pxi"
 include "data/tokens.pxi"
 include "data/arrays.pxi"
+include "data/any.pxi"
 include "models/model.pxi"
+include "models/own.pxi"
 include "step/optimizer.pxi"
 include "step/loop.pxi"
+include "step/tensors.pxi"
 include "kernels.pxi"

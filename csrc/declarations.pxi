@@ -187,6 +187,24 @@ cdef inline Py_ssize_t norm_blocks(Py_ssize_t n) noexcept nogil:
     return tiles(n, NORM_BLOCK)
 
 
+# A tensor in a step of a torch optimiser.
+cdef struct Part:
+    void *grad                  # (n,) values, as are the others
+    void *param
+    void *state[2]              # Adam's moments, SGD's velocity; NULL where there are fewer
+    void *step                  # the state's count of steps, a float64 or float32, or NULL
+    Py_ssize_t n
+    Py_ssize_t first            # of the panels of all tensors, one after another
+    bint single                 # float32
+    bint step_single
+    int64_t t                   # the step to take, from 1 on; of SGD whether it is a later one (2) than the first (1)
+    double lr
+    double hyper[3]             # beta1, beta2, eps; momentum, dampening, nesterov
+    double decay                # weight decay
+    bint decoupled              # as AdamW has it
+    double scale                # of the gradient: -1 to maximise
+
+
 cdef class Kernels:
     cdef size_t itemsize        # of a value: the engine's precision
     cdef double squarable       # the square of a larger value is infinite
@@ -211,6 +229,8 @@ cdef class Kernels:
     cdef void adam(self, void *grad, void *param, void *m, void *v, Py_ssize_t n, double lr, double beta1,
                    double beta2, double eps, int64_t t, double weight_decay, bint decoupled, double grad_scale,
                    bint zero_grad) noexcept nogil
+    cdef bint finite(self, const void *x, Py_ssize_t n) noexcept nogil
+    cdef void update_part(self, const Part *part, Py_ssize_t first, Py_ssize_t last, bint adam) noexcept nogil
 
 
 cdef class Model:
@@ -225,6 +245,11 @@ cdef class Model:
     cdef double *losses                     # (predictions,) of the last forward, nats
     cdef bint busy                          # whether a pass is at work; see check_free
     cdef bint add                           # whether backward adds to grads, or overwrites what is there
+    cdef bint failed                        # whether a pass has raised `failure`, which is to be raised again
+    cdef object failure
+    cdef void fail(self, failure) noexcept
+    cdef int raise_failure(self) except -1
+    cdef double total_loss(self) noexcept
     cdef dict places(self, dict tensors)
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1
     cdef int make_room(self, Py_ssize_t predictions) except -1

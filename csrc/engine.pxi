@@ -21,9 +21,9 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 from fastloop._core.core cimport (
-    NORM_BLOCK, Arena, ArrayBatch, ArrayModel, Batch, Buffer, Kernels, LanguageModel, Model, Optimizer, Rows, Segment,
-    TokenBatch, Tokens, norm_blocks, padded_to, round_up, share, take, threads_for, threads_in_pass, tiles, times,
-    weighted_sum,
+    NORM_BLOCK, Arena, ArrayBatch, ArrayModel, Batch, Buffer, Kernels, LanguageModel, Model, Optimizer, Part, Rows,
+    Segment, TokenBatch, Tokens, norm_blocks, padded_to, round_up, share, take, threads_for, threads_in_pass, tiles,
+    times, weighted_sum,
 )
 
 include "base/simd.pxi"

@@ -1,6 +1,6 @@
 # The kernels one by one, as core.pyx calls them (kernels.pxi), for this instruction set.
 #
-# Uses: declarations, simd, logits, cross_entropy, embedding, norm, adam.
+# Uses: declarations, simd, logits, cross_entropy, embedding, norm, adam, sgd.
 
 cdef class EngineKernels(Kernels):
     def __cinit__(self):
@@ -73,14 +73,32 @@ cdef class EngineKernels(Kernels):
         cdef AdamStep c = adam_scalars(lr, beta1, beta2, eps, t, grad_scale, weight_decay, decoupled)
         adam_run(<real *>grad, <real *>param, <real *>m, <real *>v, n, &c, zero_grad)
 
+    cdef bint finite(self, const void *x, Py_ssize_t n) noexcept nogil:
+        return all_finite(<const real *>x, n)
+
+    cdef void update_part(self, const Part *part, Py_ssize_t first, Py_ssize_t last, bint adam) noexcept nogil:
+        cdef real *grad = <real *>part.grad + first
+        cdef real *param = <real *>part.param + first
+        cdef real *one = <real *>part.state[0] + first if part.state[0] != NULL else NULL
+        cdef AdamStep a
+        cdef SgdStep s
+        if adam:
+            a = adam_scalars(part.lr, part.hyper[0], part.hyper[1], part.hyper[2], part.t, part.scale, part.decay,
+                             part.decoupled)
+            adam_update(grad, param, one, <real *>part.state[1] + first, last - first, &a, False)
+        else:
+            s = sgd_scalars(part.lr, part.hyper[0], part.hyper[1], part.hyper[2] != 0.0, part.t, part.scale, part.decay)
+            sgd_update(grad, param, one, last - first, &s)
+
 
 kernels = EngineKernels()
 
 
 cdef int name_all(dict names) except -1:
-    """Give this module the names of the kernels and all public names of core.pyx."""
+    """Give this module `kernels`, the names of the kernels and all public names of core.pyx."""
     from fastloop._core import core
 
+    names["kernels"] = kernels
     for name, x in vars(core).items():
         if not name.startswith("_"):
             names.setdefault(name, x)

@@ -120,6 +120,14 @@ cdef class Kernels:
                    bint zero_grad) noexcept nogil:
         pass
 
+    cdef bint finite(self, const void *x, Py_ssize_t n) noexcept nogil:
+        """Whether all values are."""
+        return False
+
+    cdef void update_part(self, const Part *part, Py_ssize_t first, Py_ssize_t last, bint adam) noexcept nogil:
+        """A step of Adam, or else of SGD, for the values first .. last of a tensor."""
+        pass
+
 
 cdef double weighted_sum(const double *x, const double *weights, Py_ssize_t n) noexcept nogil:
     """sum(x * weights), or sum(x) where weights is NULL, compensated (Neumaier 1974): no error grows with n."""

@@ -9,7 +9,7 @@ from .errors import CheckpointError, DataError, DivergenceError, FastloopError, 
 from .gradcheck import gradcheck
 from .history import History
 from .lr_find import lr_find
-from .models import GPT, MLP, BigramLM, LinearRegression, SoftmaxRegression
+from .models import GPT, MLP, BigramLM, FunctionModel, LinearRegression, Model, SoftmaxRegression
 from .optim import SGD, Adam, AdamW
 from .params import Params
 from .threads import get_num_threads, set_num_threads
@@ -31,8 +31,10 @@ __all__ = [
     "DivergenceError",
     "FastloopError",
     "FastloopWarning",
+    "FunctionModel",
     "History",
     "LinearRegression",
+    "Model",
     "OrderError",
     "Params",
     "SoftmaxRegression",

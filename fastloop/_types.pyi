@@ -45,7 +45,7 @@ Tensors: TypeAlias = Array | list[Array] | tuple[Array, ...] | Mapping[str, Arra
 View: TypeAlias = _Array | Buffer
 
 # Documents, or one text; X where y follows; X and y in one; or what Trainer.prepare made of them.
-Data: TypeAlias = str | Iterable[str] | ArrayLike | tuple[ArrayLike, ArrayLike] | variant.Data
+Data: TypeAlias = str | Iterable[str] | ArrayLike | tuple[Any, ...] | variant.Data
 
 class Tokenizer(Protocol):
     """What a language model asks of a tokenizer."""

@@ -51,6 +51,29 @@ def pack_arrays(
     return variant.ArrayData(X, None, ids), classes
 
 
+def pack_rows(X: Any, y: ArrayLike | None) -> variant.AnyData:
+    """Copies of X, an array or a tuple of arrays, and of y, an array or None, for a model of the user's own.
+
+    Their first axis is the rows, of which all have the same number, at least 1; the other axes and the dtypes are free.
+    Raises TypeError for what is no array of numbers, text or dates, ValueError where the rows differ, with the names.
+    """
+    single = not isinstance(X, tuple)
+    given = {"X": X} if single else {f"X[{i}]": x for i, x in enumerate(X)}
+    if y is not None:
+        given["y"] = y
+    read = {name: np.array(_read(name, x), order="C") for name, x in given.items()}
+    for name, array in read.items():
+        if array.dtype.hasobject:
+            raise TypeError(f"{name} has dtype {array.dtype}, expected numbers: {_odd(name, array, numbers.Real)}")
+        if array.ndim == 0 or len(array) == 0:
+            raise ValueError(f"{name} has shape {array.shape}, expected at least one row along the first axis")
+    rows = {name: len(array) for name, array in read.items()}
+    if not rows or len(set(rows.values())) > 1:
+        raise ValueError(f"the arrays must have the same number of rows, got {rows}")
+    y = read.pop("y") if y is not None else None
+    return variant.AnyData(tuple(read.values()), y, single)
+
+
 def is_pair(value: object) -> bool:
     """Whether it is X and y in one: a tuple of two, or a list of two arrays (lists could be two rows of X)."""
     if isinstance(value, list):
@@ -58,16 +81,22 @@ def is_pair(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2
 
 
-def hold_out(
-    X: ArrayLike, y: ArrayLike, share: float, seed: int
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Set a random share of the rows aside: (X, y) to train on, (X, y) for validation, each in the order given."""
-    X, y = np.asarray(X), np.asarray(y)
-    held = np.zeros(len(X), bool)
-    held[choose(len(X), share, seed, "rows")] = True
+def hold_out(X: Any, y: Any, share: float, seed: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Set a random share of the rows aside: (X, y) to train on, (X, y) for validation, each in the order given.
+
+    X: an array or a tuple of arrays; y: an array or None.
+    """
+    n = len(np.asarray(X[0] if isinstance(X, tuple) else X))
+    held = np.zeros(n, bool)
+    held[choose(n, share, seed, "rows")] = True
     if not held.any():
-        raise ValueError(f"validation = {share} of {len(X)} rows holds none out")
-    return (X[~held], y[~held]), (X[held], y[held])
+        raise ValueError(f"validation = {share} of {n} rows holds none out")
+
+    def rows(which: Array) -> tuple[Any, Any]:
+        some = tuple(np.asarray(x)[which] for x in X) if isinstance(X, tuple) else np.asarray(X)[which]
+        return some, None if y is None else np.asarray(y)[which]
+
+    return rows(~held), rows(held)
 
 
 def class_ids(y: ArrayLike, n: int, classes: Array | None = None) -> tuple[Ints, Array]:

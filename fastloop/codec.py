@@ -18,6 +18,7 @@ from .errors import CheckpointError
 from .fit import Fit, Settings
 from .history import History
 from .optim import OPTIMIZERS
+from .params import Params
 from .tokenizer import CharTokenizer
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def pack(trainer: Trainer) -> tuple[Arrays, Meta]:
         "schedule": getattr(trainer.schedule, "spec", None),
         "tokenizer": None if trainer.tokenizer is None else trainer.tokenizer.to_dict(),
         "clip_norm": trainer.clip_norm, "clip_value": trainer.clip_value, "grad_accum": trainer.grad_accum,
-        "classes": None if model.classes is None else model.classes.tolist(),
+        "classes": model.classes.tolist() if isinstance(model, models.MLP) and model.classes is not None else None,
         "steps": trainer.steps, "notes": trainer.notes, "run": None,
     }
     if trainer.last_fit is not None:
@@ -100,13 +101,13 @@ def check_can_be_saved(trainer: Trainer) -> None:
     if trainer.tokenizer is None and isinstance(trainer.model, models.LanguageModel):
         kind = type(trainer.model).__name__
         raise TypeError(f"a {kind} is saved with its tokenizer: Trainer(..., tokenizer=...)")
-    known = {"model": models.CLASSES, "optimizer": OPTIMIZERS, "tokenizer": {"CharTokenizer": CharTokenizer}}
+    known: dict[str, dict[str, Any]] = {"optimizer": OPTIMIZERS, "tokenizer": {"CharTokenizer": CharTokenizer}}
     for what, classes in known.items():
         kind = type(getattr(trainer, what))
         if classes.get(kind.__name__) is not kind and kind is not NONE:
             raise TypeError(
                 f"the {what} is a {kind.__name__}, which cannot be saved: a checkpoint restores only "
-                f"{', '.join(classes)}; save model.params yourself"
+                f"{', '.join(classes)}; keep model.params yourself"
             )
     try:
         json.dumps(trainer.notes)
@@ -116,14 +117,17 @@ def check_can_be_saved(trainer: Trainer) -> None:
 
 # Out of a checkpoint
 
-def unpack(kind: type[AnyTrainer], path: Path, arrays: Arrays, meta: Meta, schedule: Schedule | None) -> AnyTrainer:
-    """The trainer, of class `kind`, that pack took apart; arrays is emptied.
+def unpack(
+    kind: type[AnyTrainer], path: Path, arrays: Arrays, meta: Meta, schedule: Schedule | None,
+    model: models.Model | None,
+) -> AnyTrainer:
+    """The trainer, of class `kind`, that pack took apart; arrays is emptied.  model: as Trainer.load has it.
 
     Raises CheckpointError, with the path, where an entry is missing, not known or not what it must be.
     """
     try:
         check_description(meta)
-        model = make(models.CLASSES, meta["model"])
+        model = made_or_given(path, meta["model"], model)
         if meta["classes"] is not None:
             model.classes = meta["classes"]
         description = dict(meta["optimizer"])
@@ -140,7 +144,8 @@ def unpack(kind: type[AnyTrainer], path: Path, arrays: Arrays, meta: Meta, sched
             model, optimizer, tokenizer=tokenizer, schedule=schedule, clip_norm=meta["clip_norm"],
             clip_value=meta["clip_value"], grad_accum=meta["grad_accum"],
         )
-        for prefix, params in {"params": model.params, **optimizer.flats}.items():
+        values = Params(model.params.shapes, model.dtype)       # a given model is written to last
+        for prefix, params in {"params": values, **optimizer.flats}.items():
             for name, shape in params.shapes.items():
                 params[name] = take_array(arrays, prefix, f"{prefix}/{name}", shape, model.dtype)
         if type(t) is not int or not 0 <= t <= 2**53:
@@ -150,11 +155,33 @@ def unpack(kind: type[AnyTrainer], path: Path, arrays: Arrays, meta: Meta, sched
             trainer.last_fit = unpack_fit(arrays, meta["run"], trainer.steps, model)
         if arrays:
             raise CheckpointError(f"{path}: holds arrays that are not known: {', '.join(arrays)}")
+        model.params.flat = values.flat
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: does not describe a trainer ({type(error).__name__}: {error})") from error
     return trainer
+
+
+def made_or_given(path: Path, description: Meta, given: models.Model | None) -> Any:
+    """The model that a checkpoint describes: a new one, or, checked against it, the one that the user has given."""
+    name = description.get("class")
+    if given is None:
+        if isinstance(name, str) and name not in models.CLASSES:
+            raise CheckpointError(f"{path}: its model is a {name}, a class of your own: pass model={name}(...)")
+        return make(models.CLASSES, description)
+    if not isinstance(given, models.Model) or not hasattr(given, "params"):
+        raise CheckpointError(f"{path}: model = {given!r:.80} is no model: pass a {name}, made as the saved one was")
+    mine = {"class": type(given).__name__, **given.config}
+    if mine != description:
+        raise CheckpointError(f"{path}: its model is {told(description)}, the given one {told(mine)}")
+    return given
+
+
+def told(description: Meta) -> str:
+    """A model's class and configuration in words."""
+    config = dict(description)
+    return f"{config.pop('class', None)}({', '.join(f'{name}={value!r}' for name, value in config.items())})"
 
 
 def make(classes: dict[str, Any], description: Meta) -> Any:

@@ -30,11 +30,12 @@ class DivergenceError(FastloopError, ArithmeticError):
 
     Also where a schedule gives a learning rate that is negative or not finite.
 
-    Attributes: step (how many were taken before it; the message counts from 1), loss and norm (of that step), lr,
-    last_norms (up to five steps before), history (of the run so far, or None when the moves were called by hand).
+    Attributes: step (how many were taken before it, None where that is not known; the message counts from 1), loss and
+    norm (of that step), lr, last_norms (up to five steps before), history (of the run so far, or None when the moves
+    were called by hand).
     """
 
-    step: int
+    step: int | None
     loss: float | None
     norm: float
     lr: float
@@ -42,8 +43,8 @@ class DivergenceError(FastloopError, ArithmeticError):
     history: History | None
 
     def __init__(
-        self, message: str, step: int, loss: float | None, norm: float, lr: float, last_norms: Iterable[float] = (),
-        history: History | None = None,
+        self, message: str, step: int | None, loss: float | None, norm: float, lr: float,
+        last_norms: Iterable[float] = (), history: History | None = None,
     ) -> None:
         super().__init__(message)
         self.step, self.loss, self.norm, self.lr = step, loss, norm, lr

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import checkpoint, schedules
+from . import _core, checkpoint, schedules
 from ._check import MOST_SEED, flag, number, whole
 from .errors import CheckpointError, FastloopWarning
 from .history import History
@@ -246,7 +246,8 @@ class Session:
             settings.tol and self.sampler.steps_per_epoch, *(every for _, every in self.on_log),
         ) if n]
         work = trainer.model.num_params * settings.examples + STEP_WORK
-        self.length = max(1, FIRST_CHUNK_WORK // work)      # of a chunk that takes CHUNK_SECONDS
+        own = isinstance(trainer.loop.model, _core.variant.OwnModel)    # whose step may take any time
+        self.length = 1 if own else max(1, FIRST_CHUNK_WORK // work)    # of a chunk that takes CHUNK_SECONDS
         self.began = time.perf_counter() - (self.history.seconds[-1] if len(self.history) else 0.0)
 
     def go(self) -> None:

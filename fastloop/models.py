@@ -31,7 +31,7 @@ MOST_STD = {8: 1e300, 4: 1e37}      # by the bytes of a value; with more, a draw
 
 
 class Model:
-    """What every model offers: `params` and `grads` (Params), `dtype`, `config`, and its compiled passes.
+    """What every model offers: `params` and `grads` (Params), `dtype`, `config`, and its passes.  To be subclassed.
 
     shapes: dict of name -> shape.  Every tensor begins normally distributed with standard deviation init_std, drawn in
     the order of memory from numpy.random.default_rng(seed), in float64 whatever the dtype; factors: what the draw of
@@ -39,19 +39,34 @@ class Model:
 
     dtype: float64 or float32, of parameters, gradients, moments and whatever the model computes; losses and norms are
     float64.
+
+    A model of your own is a subclass with an __init__ that calls super().__init__(shapes, ...), and two methods:
+
+    forward(X, y, weights) returns the loss of these rows, one number: the sum of weights times the losses of the rows.
+    X and y hold the rows of a batch of what fit, batch or evaluate was given, in arrays that the model may keep: X an
+    array, or a tuple of arrays where X was one; y an array, or None where none was given.  Only the first axis counts,
+    as rows; dtypes and other axes are as they were given.  weights: (rows,) float64, which may not be written to; they
+    add up to 1 over the rows of a step, and of each batch that evaluate makes.
+    backward() adds the gradient of the loss that forward returned last to self.grads, of which each tensor is an array:
+    self.grads["w"][...] += g.
+
+    An exception in either ends the step, with the parameters as they were, and passes on to the caller.  The trainer
+    calls both from one thread at a time.  config_names: names of attributes that say how the model was made, which a
+    checkpoint keeps and Trainer.load compares; they cannot be changed after __init__.
     """
 
-    config_names: ClassVar[tuple[str, ...]]     # the arguments that say the model's shape, which are attributes too
+    config_names: ClassVar[tuple[str, ...]] = ()    # the arguments that say the model's shape, which are attributes too
+    classes: Any = None     # the labels of the outputs, where a model gives classes and they are known
     dtype: np.dtype[Any]
     params: Params
     grads: Params
     gate: _core.variant.Gate
 
     def __init__(
-        self, shapes: Mapping[str, Shape], seed: Whole | None, init_std: Number, dtype: DTypeLike = np.float64,
-        factors: Mapping[str, float] | None = None,
+        self, shapes: Mapping[str, Shape], seed: Whole | None = 42, init_std: Number = 0.08,
+        dtype: DTypeLike = np.float64, factors: Mapping[str, float] | None = None,
     ) -> None:
-        dtype = checked_dtype(dtype)
+        dtype, shapes = checked_dtype(dtype), _shapes(shapes)
         seed, init_std = checked_seed(seed), number("init_std", init_std, 0.0, MOST_STD[dtype.itemsize])
         self.dtype = dtype
         self.params = Params(shapes, dtype)
@@ -71,8 +86,10 @@ class Model:
         # Compiled passes and optimisers point into these buffers, and have copies of the sizes; they would not follow.
         if name in ("params", "grads") and name in vars(self):
             raise AttributeError(f"{name} stays the model's own: write into it, model.{name}.flat[:] = values")
-        if name in ("dtype", *getattr(self, "config_names", ())) and name in vars(self):
+        if name in ("dtype", *self.config_names) and name in vars(self):
             raise AttributeError(f"{name} is fixed when a model is made; make a new one")
+        if name in ("config", "num_params"):
+            raise AttributeError(f"{name} is what every model of fastloop says of itself; give yours another name")
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,28 +133,31 @@ class Model:
         model.__setstate__({**copy.deepcopy(others), "dtype": dtype, "params": params, "grads": grads})
         return model
 
-    @property
-    def classes(self) -> Array | None:
-        """The labels of the outputs, where a model gives classes and they are known."""
-        return None
-
     def make_core(self) -> _core.variant.Model:
-        """New compiled passes over the buffers, with a workspace of their own."""
-        raise NotImplementedError
+        """New passes over the buffers: compiled, with a workspace of their own; or those of the user's subclass."""
+        needed = {"forward": "(X, y, weights), which returns the loss", "backward": "(), which adds to grads"}
+        for name, what in needed.items():
+            if not callable(getattr(self, name, None)):
+                raise TypeError(f"{type(self).__name__} has no method {name}{what}: a model of your own needs it")
+        own: Any = self
+        kernels = _core.engine(self.dtype).kernels
+        return _core.variant.OwnModel(kernels, self.params.flat, self.grads.flat, own.forward, own.backward, self.gate)
 
     def make_data(
         self, docs: Any, y: ArrayLike | None = None, tokenizer: Tokenizer | None = None
     ) -> tuple[_core.variant.Data, int]:
         """The compiled data of docs (or arrays), and how many documents were cut."""
-        raise NotImplementedError
+        X, y = docs if y is None and arrays.is_pair(docs) else (docs, y)
+        return arrays.pack_rows(X, y), 0
 
     def hold_out(self, data: Any, y: ArrayLike | None, share: float, seed: int) -> tuple[tuple[Any, Any], Any]:
         """(data, y) to train on and data for validation: a share set aside, at random or, of a text, its end."""
-        raise NotImplementedError
+        X, y = data if y is None and arrays.is_pair(data) else (data, y)
+        return arrays.hold_out(X, y, share, seed)
 
-    def make_batch(self, data: Any) -> _core.variant.TokenBatch | _core.variant.ArrayBatch:
+    def make_batch(self, data: Any) -> _core.variant.Batch:
         """An empty batch of that data."""
-        raise NotImplementedError
+        return _core.variant.AnyBatch(data)
 
     def save_safetensors(self, path: Path, tokenizer: Tokenizer | None = None) -> None:
         """Write the parameters alone, under their names and in their dtype (extra: safetensors), whole or not at all.
@@ -177,6 +197,18 @@ class Model:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
+
+
+def _shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shapes of a model's tensors by name, refused where they are not that."""
+    if not isinstance(shapes, Mapping) or not shapes:
+        raise TypeError(f"shapes = {shapes!r:.80} must be a dict of name -> shape, such as {{'w': (3, 2), 'b': (2,)}}")
+    checked: dict[str, Shape] = {}
+    for name, shape in shapes.items():
+        if not isinstance(name, str) or not isinstance(shape, tuple):
+            raise TypeError(f"shapes[{name!r}] = {shape!r:.80}: expected a str and a tuple of sizes, such as (3, 2)")
+        checked[name] = tuple(whole(f"shapes[{name!r}][{i}]", n, 0) for i, n in enumerate(shape))
+    return checked
 
 
 @np.errstate(over="ignore", under="ignore")
@@ -584,10 +616,6 @@ class MLP(Model):
         )
         return data, 0
 
-    def hold_out(self, X: Any, y: ArrayLike | None, share: float, seed: int) -> tuple[tuple[Any, Any], Any]:
-        X, y = X if y is None else (X, y)
-        return arrays.hold_out(X, y, share, seed)
-
     def make_batch(self, data: Any) -> _core.variant.ArrayBatch:
         return _core.variant.ArrayBatch(data)
 
@@ -656,6 +684,72 @@ class SoftmaxRegression(MLP):
     ) -> None:
         self.n_in, self.n_classes = whole("n_in", n_in), whole("n_classes", n_classes)
         super().__init__([self.n_in, self.n_classes], loss="cross_entropy", seed=seed, init_std=init_std, dtype=dtype)
+
+
+class FunctionModel(Model):
+    """A model that is a function: value_and_grad(params, X, y, weights) -> (loss, gradients).
+
+    params: dict of name -> array, the initial values, which are copied; all float64 or all float32, which is the
+    model's dtype.  value_and_grad gets a dict of the parameters as NumPy arrays, which it must not write to, and a
+    batch as Model.forward does; it returns the loss, one number, and a dict of name -> gradient, each an array of its
+    parameter's shape and dtype, which NumPy can read.  A function that jax.value_and_grad makes is one, after
+    jax.config.update("jax_enable_x64", True) where params are float64.
+
+    Raises TypeError or ValueError, with the name, for gradients that do not fit.
+    """
+
+    @names_nearest
+    def __init__(
+        self, params: Mapping[str, ArrayLike],
+        value_and_grad: Callable[[dict[str, Any], Any, Any, Values], tuple[Any, Mapping[str, Any]]],
+    ) -> None:
+        if not callable(value_and_grad):
+            raise TypeError(f"value_and_grad = {value_and_grad!r:.80} must be a function")
+        if not isinstance(params, Mapping):
+            raise TypeError(f"params = {params!r:.80} must be a dict of name -> array")
+        given = {name: np.asarray(value) for name, value in params.items()}
+        dtypes = {name: array.dtype for name, array in given.items()}
+        if len(set(dtypes.values())) > 1:
+            told = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+            raise TypeError(f"the parameters must be of one dtype, float64 or float32, got {told}")
+        super().__init__(
+            {name: array.shape for name, array in given.items()}, None, 0.0, next(iter(dtypes.values()), np.float64)
+        )
+        for name, array in given.items():
+            self.params[name] = array
+        self.value_and_grad = value_and_grad
+
+    def _wire(self) -> None:
+        super()._wire()
+        self._tensors: dict[str, Values] = dict(self.params)
+        self._gradients: Mapping[str, Any] = {}
+        self._sums = [(name, grad, grad.shape) for name, grad in self.grads.items()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_tensors", "_gradients", "_sums")
+        return {name: value for name, value in super().__getstate__().items() if name not in own}
+
+    def forward(self, X: Any, y: Any, weights: Values) -> Any:
+        """The loss of the function; its gradients are kept for backward."""
+        returned = self.value_and_grad(self._tensors.copy(), X, y, weights)
+        if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Mapping):
+            raise TypeError(f"value_and_grad returned {returned!r:.80}, expected a tuple: loss, dict of gradients")
+        loss, self._gradients = returned
+        return loss
+
+    def backward(self) -> None:
+        """Add the function's gradients to `grads`."""
+        gradients = self._gradients
+        if gradients.keys() != self._tensors.keys():
+            raise ValueError(f"value_and_grad gave gradients of {[*gradients]}, the parameters are {[*self._tensors]}")
+        for name, total, shape in self._sums:
+            gradient = np.asarray(gradients[name])
+            if gradient.dtype != self.dtype or gradient.shape != shape:
+                raise (ValueError if gradient.dtype == self.dtype else TypeError)(
+                    f"the gradient of {name} has shape {gradient.shape} of {gradient.dtype}, the parameter {shape} of "
+                    f"{self.dtype}"
+                )
+            total += gradient
 
 
 CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (BigramLM, GPT, MLP, LinearRegression, SoftmaxRegression)}

@@ -150,6 +150,9 @@ class Trainer:
         for name, kind in (("model", models.Model), ("optimizer", Optimizer)):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} = {getattr(self, name)!r:.80} must be {MADE_AS[name]}")
+        if not hasattr(self.model, "params"):
+            kind = type(self.model).__name__
+            raise TypeError(f"{kind}.__init__ must call super().__init__(shapes, ...): the model has no parameters yet")
         if self.tokenizer is not None and not hasattr(self.tokenizer, "encode_docs"):
             raise TypeError(f"tokenizer = {self.tokenizer!r:.80} must be a tokenizer, such as CharTokenizer(docs)")
         for name in ("clip_norm", "clip_value"):
@@ -249,12 +252,7 @@ class Trainer:
             self.model.gate.check("forward()")
             if stage is not NEW or self.model.grads.flat.any():
                 raise stage.error("forward()", stage.forward, self.grad_accum)
-        try:
-            loss = self.loop.forward(batch) * self.grad_accum
-        except TypeError as error:
-            got = type(batch).__name__
-            made = f"as this trainer's batch(...) makes it, got {got}"
-            raise TypeError(f"forward takes a batch, {made} ({error})") from error
+        loss = self.loop.forward(batch) * self.grad_accum
         self._stage = FORWARD
         if not isfinite(loss):
             self._stage = READY if self._micro == 0 else BACKWARD
@@ -265,7 +263,13 @@ class Trainer:
         """Add the gradient of the last forward's loss, divided by grad_accum, to the gradients."""
         if self._stage.backward is not None:
             self._refuse("backward()", self._stage.backward)
-        self.loop.backward()
+        try:
+            self.loop.backward()
+        except OrderError:
+            raise
+        except BaseException:       # from a model of the user's own, which has perhaps added half of the gradient
+            self.zero_grad()
+            raise
         self._micro += 1
         self._stage = BACKWARD
 
@@ -555,7 +559,8 @@ class Trainer:
         examples = np.arange(data.n_examples)
         size = max(1, EVALUATE_PREDICTIONS // data.longest)
         for first in range(0, len(examples), size):
-            batch.take(examples[first : first + size], 1.0)
+            some = examples[first : first + size]
+            batch.take(some, len(some))
             loop.forward(batch)
             total += loop.total_loss()
             predictions += batch.n_predictions
@@ -566,9 +571,10 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write everything to a checkpoint: parameters, moments, step, schedule, run, history, tokenizer.
 
-        The file is written whole or not at all.  Raises OrderError in the middle of a step by hand, TypeError for
-        what no checkpoint can restore (a model, optimiser or tokenizer of a class of your own, notes that are not
-        JSON-able), OSError as open does.
+        The file is written whole or not at all.  Of a model of a class of your own it holds the parameters; load is
+        then given a model to read them into.  Raises OrderError in the middle of a step by hand, TypeError for what no
+        checkpoint can restore (an optimiser or tokenizer of a class of your own, notes that are not JSON-able), OSError
+        as open does.
         """
         self._between_steps("save()")
         self._check_settings()
@@ -577,13 +583,16 @@ class Trainer:
         checkpoint.write(path, *codec.pack(self))
 
     @classmethod
-    def load(cls, path: Path, schedule: Schedule | None = None) -> Self:
+    def load(cls, path: Path, schedule: Schedule | None = None, *, model: models.Model | None = None) -> Self:
         """The trainer that `save` wrote, with a model and optimiser of its own.
 
-        schedule: needed where the saved one was a function of the user's, which a file cannot hold.
-        Raises CheckpointError for a file that is damaged, of another version or not a trainer's; OSError as open does.
+        schedule: needed where the saved one was a function of the user's, which a file cannot hold.  model: needed
+        where the saved one was of a class of the user's: one of that class, with the same tensors and dtype, whose
+        parameters are overwritten.  Where the file does not fit they are left as they were.
+        Raises CheckpointError for a file that is damaged, of another version, not a trainer's or of another model;
+        OSError as open does.
         """
-        return codec.unpack(cls, path, *checkpoint.read(path), schedule)
+        return codec.unpack(cls, path, *checkpoint.read(path), schedule, model)
 
     def lend(self, what: str) -> Loan:
         """A context manager, a Loan, in which `what`, such as "lr_find()", may train on trial; then all is restored.

@@ -124,10 +124,6 @@ def test_a_file_that_could_not_be_written_at_the_end_is_refused_at_the_start(fol
     assert trainer.steps == 0
 
 
-class MyModel(fl.BigramLM):
-    pass
-
-
 class MyAdam(fl.Adam):
     pass
 
@@ -137,7 +133,6 @@ class MyTokenizer(fl.CharTokenizer):
 
 
 @pytest.mark.parametrize("make, words", [
-    (lambda: fl.Trainer(MyModel(TOK.vocab_size), tokenizer=TOK), "the model is a MyModel, which cannot be saved"),
     (lambda: fl.Trainer(fl.BigramLM(TOK.vocab_size), MyAdam(), tokenizer=TOK), "the optimizer is a MyAdam"),
     (lambda: fl.Trainer(fl.BigramLM(TOK.vocab_size), tokenizer=MyTokenizer(DOCS)), "the tokenizer is a MyTokenizer"),
 ])

@@ -8,6 +8,7 @@ from _thread import get_ident
 cdef class Gate:
     """Which run is at work on a model: one at a time.  The loops of all its trainers check it before each move."""
     cdef readonly object run        # (what, Python thread), or None
+    cdef object passed              # the compiled passes of a user's own model whose forward was called last
 
     def close(self, str what not None):
         """Begin a run, and return True; False where the calling thread is in lr_find, of which the run is a part.
@@ -121,6 +122,20 @@ cdef class Model:
     cdef void backward(self) noexcept nogil:
         """The gradient of the last forward's loss, written to grads, or with `add` added to them."""
         pass
+
+    cdef double total_loss(self) noexcept:
+        """The sum of the last forward's losses, each prediction weighing 1."""
+        return weighted_sum(self.losses, NULL, self.batch.n_predictions)
+
+    cdef void fail(self, failure) noexcept:
+        """Keep what a pass has raised: a loop ends its step, and then calls raise_failure."""
+        self.failed, self.failure = True, failure
+
+    cdef int raise_failure(self) except -1:
+        if self.failed:
+            failure, self.failed, self.failure = self.failure, False, None
+            raise failure
+        return 0
 
 
 cdef class LanguageModel(Model):

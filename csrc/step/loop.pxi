@@ -53,9 +53,21 @@ cdef class Loop:
             memset(self.model.grads, 0, self.model.size * self.model.kernels.itemsize)
         self.model.busy = False
 
-    def forward(self, Batch batch not None):
+    cdef int bind(self, Batch batch) except -1:
+        try:
+            return self.model.bind(batch, batch.n_predictions)
+        except TypeError as error:
+            raise TypeError(f"forward takes a batch, as this trainer's batch(...) makes it, got {type(batch).__name__} "
+                            f"({error})") from error
+
+    def forward(self, given):
+        cdef Batch batch
+        if not isinstance(given, Batch):
+            raise TypeError("forward takes a batch, as this trainer's batch(...) makes it, got "
+                            f"{type(given).__name__}")
+        batch = <Batch>given
         self.enter("forward()")
-        self.model.bind(batch, batch.n_predictions)
+        self.bind(batch)
         if batch.n_predictions == 0:
             raise ValueError("the batch is empty: it has taken no examples")
         self.fills = batch.fills
@@ -65,6 +77,7 @@ cdef class Loop:
             self.loss = self.model.forward()
         batch.readers -= 1
         self.model.busy = False
+        self.model.raise_failure()
         return self.loss
 
     def backward(self):
@@ -80,6 +93,7 @@ cdef class Loop:
             self.model.backward()
         batch.readers -= 1
         self.model.busy = False
+        self.model.raise_failure()
 
     def grad_norm(self):
         self.enter("clipping or step()")
@@ -127,7 +141,7 @@ cdef class Loop:
 
     def total_loss(self):
         """The sum of the last forward's losses, each prediction weighing 1."""
-        return weighted_sum(self.model.losses, NULL, self.model.batch.n_predictions)
+        return self.model.total_loss()
 
     def run(self, Batch batch not None, const int64_t[::1] indices not None, const int64_t[::1] splits not None,
             int accumulate, const double[::1] lrs not None, double clip_norm, double[::1] losses not None,
@@ -137,8 +151,8 @@ cdef class Loop:
         Step s takes the micro-batches s * accumulate .. (s + 1) * accumulate; micro-batch j holds the examples
         indices[splits[j] : splits[j + 1]].  losses[s] and norms[s] (before clipping) are written for every step begun.
         A loss or norm that is not finite ends the run before a parameter is written, and so does a learning rate with
-        which a parameter or a moment would not be finite.  The first micro-batch of a step overwrites the gradients,
-        which spares a pass that zeroes them; they are zero in the end.
+        which a parameter or a moment would not be finite, and what a pass raises, which is then raised.  The first
+        micro-batch of a step overwrites the gradients, which spares a pass that zeroes them; they are zero in the end.
 
         clip_norm and clip_value are inf for none.  With both, clip_norm refers to the norm before clipping by value.
         clipped[s], where given, becomes 1 where a gradient was clipped, else 0.
@@ -177,6 +191,9 @@ cdef class Loop:
                     if not finite:
                         break
                     self.model.backward()
+                    if self.model.failed:
+                        loss, finite = NAN, False
+                        break
                     self.model.add = True
                 losses[s] = loss
                 norm = loss
@@ -200,4 +217,5 @@ cdef class Loop:
             memset(self.model.grads, 0, self.model.size * self.model.kernels.itemsize)
         self.model.busy = self.optimizer.busy = False
         self.loss, self.norm = loss, norm
+        self.model.raise_failure()
         return s

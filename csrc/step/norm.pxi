@@ -33,6 +33,27 @@ cdef double norm2(const real *x, Py_ssize_t n, double *partial) noexcept nogil:
     return sqrt(sum_squares_blocks(x, n, scale, partial)) / scale
 
 
+cdef bint all_finite(const real *x, Py_ssize_t n) noexcept nogil:
+    """Whether n values are finite: 0 times each is 0 then, and NaN where it is not."""
+    cdef vec zero = v_set(0.0), a = zero, b = zero, c = zero, d = zero
+    cdef real[PANEL] sums
+    cdef real total = 0.0
+    cdef Py_ssize_t i = 0
+    while i + 4 * PANEL <= n:
+        a = v_fma(v_load(x + i), zero, a)
+        b = v_fma(v_load(x + i + PANEL), zero, b)
+        c = v_fma(v_load(x + i + 2 * PANEL), zero, c)
+        d = v_fma(v_load(x + i + 3 * PANEL), zero, d)
+        i += 4 * PANEL
+    while i < n:
+        total += x[i] * <real>0.0
+        i += 1
+    v_store(sums, v_add(v_add(a, b), v_add(c, d)))
+    for i in range(PANEL):
+        total += sums[i]
+    return total == 0.0
+
+
 cdef Py_ssize_t clip_values(real *x, Py_ssize_t n, double limit) noexcept nogil:
     """Bring every x into [-limit, limit]; return how many were outside.  NaN stays NaN."""
     cdef Py_ssize_t i, outside = 0

@@ -9,6 +9,7 @@ from .core import *  # noqa: F403
 from .core import ArrayModel, Kernels, LanguageModel, Optimizer
 
 ACTIVATIONS: tuple[str, ...]
+kernels: Kernels
 
 def embedding_forward(
     inputs: Ints,               # const int64_t[::1] (N,)

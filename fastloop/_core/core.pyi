@@ -1,13 +1,14 @@
 # What is compiled once.  Nothing is checked here: wrong sizes or ids are writes into foreign memory.  Trailing
 # comments give the C types, real the engine's double or float; sizes as in csrc/engine.pxi.
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from .._types import Ints, Values
+from .._types import Array, Ints, Values
 
 openmp: bool    # whether it was compiled with threads
 
@@ -158,6 +159,28 @@ class ArrayData(Data):
 class ArrayBatch(Batch):
     def __init__(self, data: ArrayData) -> None: ...
 
+class AnyData(Data):
+    def __init__(
+        self,
+        X: tuple[Array, ...],   # of one number of rows each
+        y: Array | None,
+        single: bool,
+    ) -> None: ...
+    @property
+    def X(self) -> tuple[Array, ...]: ...
+    @property
+    def y(self) -> Array | None: ...
+    @property
+    def single(self) -> bool: ...
+    def predictions(
+        self,
+        indices: Ints,          # const int64_t[::1]
+    ) -> int: ...
+    def fingerprint(self) -> int: ...
+
+class AnyBatch(Batch):
+    def __init__(self, data: AnyData) -> None: ...
+
 class Gate:
     @property
     def run(self) -> tuple[str, int] | None: ...
@@ -180,6 +203,38 @@ class Model:
     ) -> None: ...
     @property
     def size(self) -> int: ...
+
+class Tensors:
+    def __init__(
+        self,
+        of_float32: Kernels,
+        of_float64: Kernels,
+        adam: bool,
+        slots: tuple[str, ...],
+        check: Callable[[Any, dict[str, Any], tuple[str, ...]], None],
+        check_apart: Callable[[list[Any]], None],
+        like: Callable[[Any, Any], Any],
+    ) -> None: ...
+    @property
+    def params(self) -> list[Any]: ...
+    def step(
+        self,
+        groups: list[dict[str, Any]],
+        state: Any,
+        hyper: list[tuple[float, float, float, float, float, bool, float]],
+        look: bool,
+    ) -> Any | None: ...
+
+class OwnModel(Model):
+    def __init__(
+        self,
+        kernels: Kernels,
+        params: Values,         # const real[::1] (size,)
+        grads: Values,          # real[::1] (size,)
+        forward: Callable[[Any, Any, NDArray[np.float64]], Any],
+        backward: Callable[[], object],
+        gate: Gate,
+    ) -> None: ...
 
 class LanguageModel(Model):
     @property
@@ -233,7 +288,7 @@ class Loop:
     def norm(self) -> float: ...
     def zero_grad(self) -> None: ...
     def clear(self) -> None: ...
-    def forward(self, batch: Batch) -> float: ...
+    def forward(self, given: Batch) -> float: ...
     def backward(self) -> None: ...
     def grad_norm(self) -> float: ...
     def scale_grads(self, scale: float) -> None: ...
