@@ -16,7 +16,7 @@
 # Uses: declarations, what it includes.
 
 from cython.parallel cimport prange
-from libc.math cimport INFINITY, expm1, fabs, isfinite, ldexp, log, log1p, sqrt
+from libc.math cimport INFINITY, exp, expm1, fabs, isfinite, ldexp, log, log1p, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 

@@ -27,7 +27,7 @@ Path: TypeAlias = str | os.PathLike[str]
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = dict[str, Shape]
 Loss: TypeAlias = Literal["mse", "cross_entropy"]
-Activation: TypeAlias = Literal["relu", "tanh"]
+Activation: TypeAlias = Literal["relu", "tanh", "logistic", "identity"]
 
 # The factor on the learning rate at a step, counted from 0.
 Schedule: TypeAlias = Callable[[int], float]

@@ -535,12 +535,12 @@ class GPT(LanguageModel):
 
 
 class MLP(Model):
-    """A network of linear layers over plain arrays, with ReLU or tanh between them.
+    """A network of linear layers over plain arrays, with an activation between them.
 
         a = X;  for each layer:  a = activation(a weight^T + bias), the last one without the activation
 
     widths: the number of inputs, the width of each hidden layer, the number of outputs (or classes): [2, 16, 16, 1].
-    activation: "relu" or "tanh".  loss: "mse", the mean of (a - y)^2 over rows and outputs, or "cross_entropy", the
+    activation: "relu", "tanh", "logistic" (1 / (1 + exp(-a))) or "identity".  loss: "mse", the mean of (a - y)^2 over rows and outputs, or "cross_entropy", the
     mean of -log softmax(a)[y] over rows, in nats.  seed: of the initial weights.  init_std: their standard deviation;
     None takes sqrt(2 / fan_in) before a ReLU (He et al. 2015) and sqrt(1 / fan_in) elsewhere (LeCun et al. 1998).
     Biases begin at 0.  The tensors are layer0.weight (out, in), layer0.bias (out,), layer1.weight, ...
@@ -588,7 +588,7 @@ class MLP(Model):
     def make_core(self) -> _core.variant.MLP:
         return _core.engine(self.dtype).MLP(
             self.params.flat, self.grads.flat,
-            self.widths, _core.variant.ACTIVATIONS.index(self.activation), self.loss == "cross_entropy",
+            self.widths, _core.variant.ACTIVATIONS.index(self.activation), _core.variant.LOSSES.index(self.loss),
         )
 
     @property

@@ -11,7 +11,7 @@ well, all of them complex, so that complex-step derivatives can be had from them
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -409,13 +409,26 @@ def _rmsnorm_backward(dy: Array, y: Array, s: Array) -> Array:
     return dy
 
 
+def _logistic(a: Array) -> None:
+    np.divide(1.0, 1.0 + np.exp(-a), out=a)
+
+
+# The activations, each in place, and their derivatives from the result.
+_ACTIVATIONS: dict[str, tuple[Callable[[Array], object], Callable[[Array], Array]]] = {
+    "relu": (lambda a: np.maximum(a, 0.0, out=a), lambda y: y > 0.0),
+    "tanh": (lambda a: np.tanh(a, out=a), lambda y: 1.0 - y * y),
+    "logistic": (_logistic, lambda y: y * (1.0 - y)),
+    "identity": (lambda a: a, lambda y: np.ones((), y.dtype)),
+}
+
+
 class MLPStep(_Step):
     """A whole training step of a network of linear layers over arrays, and Adam.
 
         a = X;  for each layer:  a = activation(a weight^T + bias), the last one without the activation
 
     params is the flat buffer of each layer's weight (out, in) and bias (out,), in the order of the layers; it is not
-    copied, and `step` updates it.  activation: "relu" or "tanh"; loss: "mse" or "cross_entropy".  N, the most rows
+    copied, and `step` updates it.  activation: "relu", "tanh", "logistic" or "identity"; loss: "mse" or "cross_entropy".  N, the most rows
     of a batch, sizes the buffers.
 
     Attributes: params and grads (flat); layers and dlayers, the tensors in them as a pair for each layer; the moments
@@ -452,7 +465,7 @@ class MLPStep(_Step):
             np.matmul(self._x[-1], weight.T, out=a)
             a += bias
             if i < len(self.layers) - 1:
-                np.tanh(a, out=a) if self.activation == "tanh" else np.maximum(a, 0.0, out=a)
+                _ACTIVATIONS[self.activation][0](a)
             self._x.append(a)
         return a
 
@@ -485,7 +498,7 @@ class MLPStep(_Step):
                 break
             da = self._da[i - 1][:N]
             np.matmul(dz, self.layers[i][0], out=da)
-            da *= 1.0 - x * x if self.activation == "tanh" else x > 0.0
+            da *= _ACTIVATIONS[self.activation][1](x)
             dz = da
 
     def step(

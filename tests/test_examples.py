@@ -56,7 +56,9 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     session, saves = {}, has("safetensors")
     for block in blocks:
-        if ("import torch" in block and not has("torch")) or ("import jax" in block and not has("jax")):
+        if any(f"import {name}" in block and not has(name) for name in ("torch", "jax")):
+            continue
+        if "fastloop.sklearn" in block and not has("sklearn"):
             continue
         if "from safetensors" in block:
             if not saves:
@@ -73,5 +75,7 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     assert session["w"] == pytest.approx(1.0 - 1e-3)
     assert session["line"].predict([10.0]) == pytest.approx(19.996, abs=5e-4)
     assert session["trainer"].model.params["w"] == pytest.approx(3.0, abs=1e-3)
+    if has("sklearn"):
+        assert session["clf"].score(session["X"], np.where(session["X"][:, 0] > session["X"][:, 1], "left", "right")) > 0.9
     if has("jax"):
         assert session["model"].params["b"] == pytest.approx(1.0, abs=1e-3)

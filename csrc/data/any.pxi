@@ -30,11 +30,20 @@ cdef class AnyBatch(Batch):
     """A batch of rows of an AnyData."""
     cdef object places              # (capacity,) int64: which rows
     cdef int64_t *place             # the same memory
-    cdef object weights             # (rows,) float64, read-only
-    cdef double total               # each weighs 1 / total
+    cdef double total               # each row weighs 1 / total
+    cdef object which               # places of the last rows, and their weights, (rows,) float64, read-only: made anew
+    cdef object weights             # only where their number or the total is another
+    cdef Py_ssize_t count
+    cdef double weighed
+    cdef object takes               # the method take of each array of X
+    cdef object take_y
 
     def __init__(self, AnyData data not None):
-        self.data = data
+        cdef list takes = []
+        for array in data.X:
+            takes.append(array.take)
+        self.data, self.takes = data, takes
+        self.take_y = None if data.y is None else data.y.take
 
     cdef Py_ssize_t reserve(self, Py_ssize_t examples) except -1:
         cdef int64_t[::1] places
@@ -44,6 +53,7 @@ cdef class AnyBatch(Batch):
             self.places = zeros(examples, "i8")
             places = self.places
             self.place = &places[0]
+            self.count = 0
         return examples
 
     cdef void fill(self, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
@@ -53,17 +63,17 @@ cdef class AnyBatch(Batch):
 
     cdef tuple rows(self):
         """(X, y, weights) of the examples taken: X and y are new arrays each time, which their user may keep."""
-        cdef AnyData data = <AnyData>self.data
-        rows = self.places[:self.n_examples]
-        if self.weights is None or len(self.weights) != self.n_examples or self.weights[0] != 1.0 / self.total:
+        if self.count != self.n_examples or self.weighed != self.total:
             from numpy import full
 
             self.weights = full(self.n_examples, 1.0 / self.total)
             self.weights.setflags(False)
-        y = None if data.y is None else data.y.take(rows, 0)
-        if data.single:
-            return data.X[0].take(rows, 0), y, self.weights
+            self.which = self.places[:self.n_examples]
+            self.count, self.weighed = self.n_examples, self.total
+        y = None if self.take_y is None else self.take_y(self.which, 0)
+        if (<AnyData>self.data).single:
+            return self.takes[0](self.which, 0), y, self.weights
         X = []
-        for array in data.X:
-            X.append(array.take(rows, 0))
+        for take in self.takes:
+            X.append(take(self.which, 0))
         return tuple(X), y, self.weights

@@ -11,13 +11,14 @@ cdef class ArrayData(Data):
     cdef Floats X
     cdef Floats targets
     cdef const int64_t[::1] classes
+    cdef const double[::1] weights          # of each row, or None where all weigh 1
     cdef readonly Py_ssize_t n_in
     cdef readonly Py_ssize_t n_out          # columns of targets, or 0
     cdef readonly int64_t largest_class     # of the class ids, or -1
 
-    def __init__(self, X, targets=None, const int64_t[::1] classes=None):
+    def __init__(self, X, targets=None, const int64_t[::1] classes=None, const double[::1] weights=None):
         cdef Py_ssize_t i
-        self.arrays, self.classes = (X, targets), classes
+        self.arrays, self.classes, self.weights = (X, targets), classes, weights
         self.X = floats_of(X, 0, 2, False)
         self.n_examples, self.n_in, self.longest = self.X.rows, self.X.columns, 1
         self.largest_class = -1
@@ -33,9 +34,11 @@ cdef class ArrayData(Data):
                 if classes[i] < 0:
                     raise IndexError(f"y[{i}] = {classes[i]} is negative")
                 self.largest_class = max(self.largest_class, classes[i])
+        if weights is not None and weights.shape[0] != self.n_examples:
+            raise ValueError(f"X has {self.n_examples} rows, weights {weights.shape[0]}")
 
     def __reduce__(self):
-        return remade("ArrayData", (*self.arrays, as_array(self.classes)))
+        return remade("ArrayData", (*self.arrays, as_array(self.classes), as_array(self.weights)))
 
     def fingerprint(self):
         X, targets = self.arrays
@@ -44,21 +47,29 @@ cdef class ArrayData(Data):
             checksum = crc32(targets, checksum)
         if self.classes is not None:
             checksum = crc32(self.classes, checksum)
+        if self.weights is not None:
+            checksum = crc32(self.weights, checksum)
         return checksum
 
     def predictions(self, const int64_t[::1] indices not None):
         return indices.shape[0]
 
     cdef void fill(self, Rows *rows, const int64_t *indices, Py_ssize_t count, double total) noexcept nogil:
-        """Write the rows `indices` of X and y."""
+        """Write the rows `indices` of X and y; with weights of their own, `total` is what they weigh together."""
         cdef Py_ssize_t size = self.n_in * self.X.itemsize, out = self.n_out * self.X.itemsize, n
+        cdef bint weighs = self.weights is not None
+        if weighs:
+            total = 0.0
+            for n in range(count):
+                total += self.weights[indices[n]]
+        rows.total = total
         for n in range(count):
             memcpy(<char *>rows.x + n * rows.ld * rows.itemsize, <char *>self.X.data + indices[n] * size, size)
             if self.n_out:
                 memcpy(<char *>rows.targets + n * out, <char *>self.targets.data + indices[n] * out, out)
             elif self.largest_class >= 0:
                 rows.classes[n] = self.classes[indices[n]]
-            rows.weights[n] = 1.0 / total
+            rows.weights[n] = (self.weights[indices[n]] if weighs else 1.0) / total
         rows.N = count
 
 

@@ -6,14 +6,26 @@
 cdef enum:              # in the order of ACTIVATIONS
     RELU
     TANH
+    LOGISTIC
+    IDENTITY
 
-ACTIVATIONS = ("relu", "tanh")
+ACTIVATIONS = ("relu", "tanh", "logistic", "identity")
+
+
+cdef inline vec logistic(vec x) noexcept nogil:
+    """1 / (1 + exp(-x)), by way of exp(-|x|), which does not overflow; NaN stays NaN."""
+    cdef vec zero = v_set(0.0), e = v_exp(v_where_less(x, zero, x, v_sub(zero, x)))
+    return v_div(v_where_less(x, zero, e, v_set(1.0)), v_add(v_set(1.0), e))
 
 
 cdef inline vec activation(int kind, vec x) noexcept nogil:
     """The activation of x; NaN stays NaN."""
     if kind == TANH:
         return v_tanh(x)
+    if kind == LOGISTIC:
+        return logistic(x)
+    if kind == IDENTITY:
+        return x
     return v_max(v_set(0.0), x)
 
 
@@ -21,6 +33,10 @@ cdef inline vec activation_grad(int kind, vec dy, vec y) noexcept nogil:
     """dy times the derivative, which follows from y, the activation's result."""
     if kind == TANH:
         return v_mul(dy, v_sub(v_set(1.0), v_mul(y, y)))
+    if kind == LOGISTIC:
+        return v_mul(dy, v_mul(y, v_sub(v_set(1.0), y)))
+    if kind == IDENTITY:
+        return dy
     return v_where_less(v_set(0.0), y, dy, v_set(0.0))
 
 

@@ -1,4 +1,4 @@
-# The MLP: linear layers with ReLU or tanh between them, over plain arrays; without a hidden layer, linear or softmax
+# The MLP: linear layers with an activation between them, over plain arrays; without a hidden layer, linear or softmax
 # regression.
 #
 # Examples stay in rows, x[example][feature], from the input to the loss and back: the bias, the activation and its
@@ -7,6 +7,19 @@
 # are padded to whole panels, so a width that is no multiple of PANEL costs as much as the next multiple.
 #
 # Uses: declarations, simd, matmul, cross_entropy, activation.
+
+cdef enum:              # in the order of LOSSES
+    MSE
+    CROSS_ENTROPY
+    SQUARED_ERROR
+    LOG_LOSS
+    BINARY_LOG_LOSS
+    POISSON
+
+# The last four are scikit-learn's, for fastloop/sklearn.py: half the squared error, the cross-entropy of a softmax and
+# of logistic outputs, each probability clipped to [eps, 1 - eps], and half the Poisson deviance of exp(outputs).  The
+# gradient of each by the outputs is taken to be the activation less the target.
+LOSSES = ("mse", "cross_entropy", "squared_error", "log_loss", "binary_log_loss", "poisson")
 
 cdef struct Dense:
     Py_ssize_t n_in
@@ -36,10 +49,59 @@ cdef void squared_error(const real *z, Py_ssize_t ld, const real *targets, Py_ss
         losses[n] = total / <double>n_out
 
 
+cdef inline double clipped(double loss) noexcept nogil:
+    """-log(p) where p is clipped to [eps, 1 - eps], of the precision."""
+    cdef double eps = 2.0**-52 if sizeof(real) == sizeof(double) else 2.0**-23
+    return min(max(loss, -log1p(-eps)), -log(eps)) if loss == loss else loss
+
+
+cdef void logistic_losses(const real *z, Py_ssize_t ld, const real *targets, Py_ssize_t rows, Py_ssize_t n_out,
+                          real *difference, double *losses) noexcept nogil:
+    """difference (rows, ld) = 1 / (1 + exp(-z)) - targets, which are 0 or 1; losses (rows,): the sum over the outputs
+    of the cross-entropy."""
+    cdef Py_ssize_t n, i
+    cdef double e, x, p, q, total
+    for n in range(rows):
+        total = 0.0
+        for i in range(n_out):
+            x = z[n * ld + i]
+            e = exp(-fabs(x))
+            p, q = 1.0 / (1.0 + e), e / (1.0 + e)
+            difference[n * ld + i] = (p if x >= 0.0 else q) - targets[n * n_out + i]
+            # -log of the probability of the target: of 1 / (1 + e) where x has the target's sign
+            x = log1p(e) + (0.0 if (x >= 0.0) == (targets[n * n_out + i] > 0.5) else fabs(x))
+            total += clipped(x)
+        losses[n] = total
+
+
+cdef void poisson_losses(const real *z, Py_ssize_t ld, const real *targets, Py_ssize_t rows, Py_ssize_t n_out,
+                         real *difference, double *losses) noexcept nogil:
+    """difference (rows, ld) = exp(z) - targets; losses (rows,): the sum over the outputs of y log(y / p) - y + p."""
+    cdef Py_ssize_t n, i
+    cdef double y, p, total
+    for n in range(rows):
+        total = 0.0
+        for i in range(n_out):
+            y, p = targets[n * n_out + i], exp(z[n * ld + i])
+            difference[n * ld + i] = p - y
+            total += (y * (log(y) - z[n * ld + i]) if y > 0.0 else 0.0) - y + p
+        losses[n] = total
+
+
+cdef void add_scaled(double scale, const real *x, Py_ssize_t n, real *y) noexcept nogil:
+    """y (n,) += scale x."""
+    cdef real scale_ = <real>scale
+    cdef Py_ssize_t i
+    for i in range(n):
+        y[i] += scale_ * x[i]
+
+
 cdef class MLP(ArrayModel):
     cdef readonly Py_ssize_t depth      # linear layers
     cdef int activation                 # between the layers
-    cdef bint cross_entropy
+    cdef int loss                       # of LOSSES
+    cdef bint softmax_loss              # whether y holds class ids
+    cdef double alpha                   # alpha / 2 times the sum of the squared weights, over the rows' total, is added
     cdef Buffer layer_memory
     cdef Dense *layers                  # (depth,)
     cdef real *exp                      # (P, n_out, PANEL) with cross-entropy: logits, then their exp, then dlogits
@@ -54,7 +116,7 @@ cdef class MLP(ArrayModel):
             tensors[f"layer{i}.bias"] = (widths[i + 1],)
         return tensors
 
-    def __init__(self, params, grads, widths, int activation, bint cross_entropy):
+    def __init__(self, params, grads, widths, int activation, int loss, double alpha=0.0):
         cdef dict places
         cdef Dense *layer
         cdef Py_ssize_t i, place
@@ -63,8 +125,11 @@ cdef class MLP(ArrayModel):
             raise ValueError(f"widths = {widths}: at least the inputs and the outputs, each 1 or more")
         if not 0 <= activation < len(ACTIVATIONS):
             raise ValueError(f"activation = {activation} is outside [0, {len(ACTIVATIONS)})")
+        if not 0 <= loss < len(LOSSES):
+            raise ValueError(f"loss = {loss} is outside [0, {len(LOSSES)})")
         places = self.places(MLP.tensors(widths))
-        self.activation, self.cross_entropy = activation, cross_entropy
+        self.activation, self.loss, self.alpha = activation, loss, alpha
+        self.softmax_loss = loss == CROSS_ENTROPY or loss == LOG_LOSS
         self.depth = len(widths) - 1
         self.layer_memory = Buffer()
         self.layers = <Dense *>self.layer_memory.array(self.depth, sizeof(Dense))
@@ -80,10 +145,10 @@ cdef class MLP(ArrayModel):
 
     cdef int bind(self, Batch batch, Py_ssize_t predictions) except -1:
         cdef Rows *rows = &(<ArrayBatch?>batch).rows
-        if self.cross_entropy and not 0 <= rows.largest_class < self.n_out:
+        if self.softmax_loss and not 0 <= rows.largest_class < self.n_out:
             raise ValueError(f"the largest class id in y is {rows.largest_class}, "
                              f"the model takes ids in [0, {self.n_out})")
-        if not self.cross_entropy and rows.n_out != self.n_out:
+        if not self.softmax_loss and rows.n_out != self.n_out:
             raise ValueError(f"y has {rows.n_out} columns, the model gives {self.n_out}")
         return self.bind_inputs(batch, predictions)
 
@@ -107,7 +172,7 @@ cdef class MLP(ArrayModel):
             layer.z = take_values(arena, N, layer.ld)
             layer.dz = take_values(arena, N, layer.ld)
         self.losses = <double *>take(arena, N, sizeof(double))
-        if self.cross_entropy:
+        if self.softmax_loss:
             self.exp = take_values(arena, N, n_out)
             self.softmax = <Softmax *>take(arena, N // PANEL, sizeof(Softmax))
 
@@ -127,7 +192,17 @@ cdef class MLP(ArrayModel):
 
     cdef double forward(self) noexcept nogil:
         self.forward_all(True)
-        return weighted_sum(self.losses, self.rows.weights, self.rows.N)
+        return weighted_sum(self.losses, self.rows.weights, self.rows.N) + self.penalty()
+
+    cdef double penalty(self) noexcept nogil:
+        """What alpha adds to the loss."""
+        cdef double total = 0.0
+        cdef Py_ssize_t i
+        if self.alpha == 0.0:
+            return 0.0
+        for i in range(self.depth):
+            total += fl_sum_squares(self.layers[i].weight, self.layers[i].n_out * self.layers[i].n_in, 1.0)
+        return 0.5 * self.alpha * total / self.rows.total
 
     cdef void forward_all(self, bint score) noexcept nogil:
         """Every layer for every row, and with `score` the losses."""
@@ -183,9 +258,8 @@ cdef class MLP(ArrayModel):
             a, lda = z, layer.ld
         if not score:
             return
-        if not self.cross_entropy:
-            squared_error(z, layer.ld, <const real *>self.rows.targets + first * layer.n_out, rows, layer.n_out,
-                          layer.dz + first * layer.ld, self.losses + first)
+        if not self.softmax_loss:
+            self.score_rows(first, rows)
             return
         for p in range(first // PANEL, tiles(last, PANEL)):
             n = PANEL * p
@@ -195,6 +269,25 @@ cdef class MLP(ArrayModel):
             softmax_start(&self.softmax[p])
             softmax_add(panel, layer.n_out, 0, self.rows.classes + n, rows, &self.softmax[p])
             softmax_losses(&self.softmax[p], rows, self.losses + n)
+            if self.loss == LOG_LOSS:
+                for i in range(n, n + rows):
+                    self.losses[i] = clipped(self.losses[i])
+
+    cdef void score_rows(self, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
+        """The losses of so many rows from `first` on, and in the last layer's dz the activation less the target."""
+        cdef Dense *layer = &self.layers[self.depth - 1]
+        cdef Py_ssize_t n
+        cdef const real *z = layer.z + first * layer.ld
+        cdef const real *targets = <const real *>self.rows.targets + first * layer.n_out
+        cdef real *dz = layer.dz + first * layer.ld
+        if self.loss == BINARY_LOG_LOSS:
+            logistic_losses(z, layer.ld, targets, rows, layer.n_out, dz, self.losses + first)
+        elif self.loss == POISSON:
+            poisson_losses(z, layer.ld, targets, rows, layer.n_out, dz, self.losses + first)
+        else:
+            squared_error(z, layer.ld, targets, rows, layer.n_out, dz, self.losses + first)
+            for n in range(first, first + rows if self.loss == SQUARED_ERROR else first):
+                self.losses[n] *= 0.5
 
     cdef void backward(self) noexcept nogil:
         cdef Py_ssize_t N = self.rows.N
@@ -216,7 +309,7 @@ cdef class MLP(ArrayModel):
         cdef real *panel
         cdef real *dz
         cdef double scale
-        if self.cross_entropy:
+        if self.softmax_loss:
             for p in range(first // PANEL, tiles(last, PANEL)):
                 n = PANEL * p
                 rows = min(last - n, PANEL)
@@ -226,7 +319,7 @@ cdef class MLP(ArrayModel):
                 transpose_panel(panel, rows, layer.n_out, layer.dz + n * layer.ld, layer.ld)
         else:
             for n in range(first, last):
-                scale = 2.0 * self.rows.weights[n] / <double>layer.n_out
+                scale = self.rows.weights[n] * (2.0 / <double>layer.n_out if self.loss == MSE else 1.0)
                 for i in range(layer.n_out):
                     layer.dz[n * layer.ld + i] *= scale
         for i in range(self.depth - 1, 0, -1):
@@ -251,4 +344,7 @@ cdef class MLP(ArrayModel):
                    layer.dweight + first * layer.n_in, layer.n_in, self.add)
             # The bias is the weight of an input that is always 1.
             matmul(1, last - first, N, &one, 0, 0, 0, layer.dz + first, layer.ld, layer.dbias + first, PANEL, self.add)
+            if self.alpha != 0.0:
+                add_scaled(self.alpha / self.rows.total, layer.weight + first * layer.n_in,
+                           (last - first) * layer.n_in, layer.dweight + first * layer.n_in)
             a, lda = layer.z, layer.ld

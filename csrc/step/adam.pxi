@@ -124,17 +124,22 @@ cdef class Adam(Optimizer):
     """Adam or AdamW; each array's states are the moments m and v."""
     cdef double beta1, beta2, eps
     cdef bint decoupled
+    cdef bint eps_hat           # whether eps is added to sqrt(v) before its bias correction, as at the end of the
+                                # paper's section 2
     cdef AdamStep scalars       # of the step at hand
 
     def __init__(self, list params, list states, list decays, list grads, double beta1, double beta2, double eps,
-                 bint decoupled):
+                 bint decoupled, bint eps_hat=False):
         Optimizer.__init__(self, kernels, params, states, decays, grads)
+        self.eps_hat = eps_hat
         self.beta1, self.beta2, self.eps, self.decoupled = beta1, beta2, eps, decoupled
 
     cdef bint prepare(self, double lr, double grad_scale, double largest) noexcept nogil:
         # m is a mean of gradients, so it is at most as large as the largest of them; the divisor is at least eps.
         cdef AdamStep *c = &self.scalars
         c[0] = adam_scalars(lr, self.beta1, self.beta2, self.eps, self.taken, grad_scale, self.decay, self.decoupled)
+        if self.eps_hat:
+            c.eps *= c.v_scale
         cdef bint apart = c.l2 == 0.0 and fabs(c.keep) <= 1.0       # what is added to a parameter does not depend on it
         cdef double g = largest if apart else largest + c.l2 * self.largest_param(), ratio, move
         self.moment = max(self.moment, g)

@@ -9,6 +9,7 @@ from .core import *  # noqa: F403
 from .core import ArrayModel, Kernels, LanguageModel, Optimizer
 
 ACTIVATIONS: tuple[str, ...]
+LOSSES: tuple[str, ...]
 kernels: Kernels
 
 def embedding_forward(
@@ -148,7 +149,8 @@ class MLP(ArrayModel):
         grads: Values,          # real[::1], as long
         widths: list[int],
         activation: int,        # its place in ACTIVATIONS
-        cross_entropy: bool,
+        loss: int,              # its place in LOSSES
+        alpha: float = 0.0,
     ) -> None: ...
     @property
     def depth(self) -> int: ...
@@ -164,6 +166,7 @@ class Adam(Optimizer):
         beta2: float,
         eps: float,
         decoupled: bool,
+        eps_hat: bool = False,
     ) -> None: ...
 
 class SGD(Optimizer):

@@ -143,6 +143,7 @@ class ArrayData(Data):
         X: Values,              # const real[:, ::1] (N, n_in)
         targets: Values | None = None,          # const real[:, ::1] (N, n_out)
         classes: Ints | None = None,            # const int64_t[::1] (N,)
+        weights: NDArray[np.float64] | None = None,     # const double[::1] (N,)
     ) -> None: ...
     @property
     def n_in(self) -> int: ...
