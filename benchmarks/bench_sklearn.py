@@ -1,7 +1,8 @@
 """fastloop.sklearn's fit beside scikit-learn's, from the same seed.
 
-Digits (1,797 rows of 64), rows of 10 for a regression, and rows of 784 as large images have; three epochs each.  Checked
-first: the same coefficients after them.  Milliseconds a fit, everything included that scikit-learn does around it.
+Digits (1,797 rows of 64), rows of 10 for a regression, and rows of 784, as large images have.  Checked first: the same
+coefficients after three epochs.  Milliseconds a fit of twenty epochs (of rows of 784: three), everything included that
+scikit-learn does around it.
 """
 
 import warnings
@@ -16,8 +17,9 @@ from sklearn.exceptions import ConvergenceWarning
 import fastloop as fl
 from fastloop import sklearn as ours
 
-ATOL = {"float64": 1e-9, "float32": 1e-3}
-EPOCHS = 3
+# In float32 Adam turns the rounding of a gradient near 0 into a step of up to lr.
+ATOL = {"float64": 1e-9, "float32": 5e-2}
+CHECKED, EPOCHS, EPOCHS_OF_IMAGES = 3, 20, 3
 SHAPES = [      # hidden widths, batch, data
     ((100,), 200, "digits"), ((32,), 32, "digits"), ((64, 64), 32, "digits"), ((50,), 200, "regression"),
     ((256,), 128, "images"), ((512, 256), 128, "images"),
@@ -38,17 +40,20 @@ def data(name, dtype):
 def measure(report, hidden, batch, name, dtype):
     X, y = data(name, dtype)
     kind = "MLPRegressor" if name == "regression" else "MLPClassifier"
-    options = {"hidden_layer_sizes": hidden, "batch_size": batch, "max_iter": EPOCHS, "random_state": 0}
+    options = {"hidden_layer_sizes": hidden, "batch_size": batch, "max_iter": CHECKED, "random_state": 0, "tol": 0.0}
     made = {"fastloop": getattr(ours, kind), "scikit-learn": getattr(theirs, kind)}
     fitted = {way: cls(**options).fit(X, y) for way, cls in made.items()}
     for a, b in zip(*(estimator.coefs_ for estimator in fitted.values()), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=ATOL[dtype])
+    options["max_iter"] = epochs = EPOCHS_OF_IMAGES if name == "images" else EPOCHS
     seconds = report.measure({
         way: harness.repeat(lambda cls=cls: cls(**options).fit(X, y)) for way, cls in made.items()
     })
-    widths = "-".join(map(str, (X.shape[1], *hidden, fitted["fastloop"].n_outputs_)))
-    ratio = seconds["scikit-learn"] / seconds["fastloop"]
-    return {"widths": widths, "batch": batch, "rows": len(X), "seconds": seconds, "scikit-learn / fastloop": ratio}
+    return {
+        "widths": "-".join(map(str, (X.shape[1], *hidden, fitted["fastloop"].n_outputs_))), "batch": batch,
+        "rows": len(X), "epochs": epochs, "seconds": seconds,
+        "scikit-learn / fastloop": seconds["scikit-learn"] / seconds["fastloop"],
+    }
 
 
 def main():
@@ -58,7 +63,7 @@ def main():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         rows = [measure(report, *shape, args.dtype) for shape in SHAPES[: 2 if args.quick else None]]
-    report.table("A fit of three epochs: milliseconds (in brackets, times fastloop's)", rows, unit="ms")
+    report.table("A fit: milliseconds (in brackets, times fastloop's)", rows, unit="ms")
     report.close()
 
 

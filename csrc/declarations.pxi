@@ -144,7 +144,7 @@ cdef struct Rows:
     void *targets           # (N, n_out) where y holds values
     int64_t *classes        # (N,) where y holds class ids
     double *weights         # (N,) that add up to 1 over the rows of a step
-    double total            # what the rows of a step weigh together: their number, unless they have weights of their own
+    double total            # what the rows of a step weigh together: their number, unless they have their own weights
     Py_ssize_t n_in         # columns of X
     Py_ssize_t n_out        # columns of y, or 0
     int64_t largest_class   # of the class ids, or -1

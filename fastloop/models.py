@@ -540,9 +540,10 @@ class MLP(Model):
         a = X;  for each layer:  a = activation(a weight^T + bias), the last one without the activation
 
     widths: the number of inputs, the width of each hidden layer, the number of outputs (or classes): [2, 16, 16, 1].
-    activation: "relu", "tanh", "logistic" (1 / (1 + exp(-a))) or "identity".  loss: "mse", the mean of (a - y)^2 over rows and outputs, or "cross_entropy", the
-    mean of -log softmax(a)[y] over rows, in nats.  seed: of the initial weights.  init_std: their standard deviation;
-    None takes sqrt(2 / fan_in) before a ReLU (He et al. 2015) and sqrt(1 / fan_in) elsewhere (LeCun et al. 1998).
+    activation: "relu", "tanh", "logistic" (1 / (1 + exp(-a))) or "identity".  loss: "mse", the mean of (a - y)^2 over
+    rows and outputs, or "cross_entropy", the mean of -log softmax(a)[y] over rows, in nats.  seed: of the initial
+    weights.  init_std: their standard deviation; None takes sqrt(2 / fan_in) before a ReLU (He et al. 2015) and
+    sqrt(1 / fan_in) elsewhere (LeCun et al. 1998).
     Biases begin at 0.  The tensors are layer0.weight (out, in), layer0.bias (out,), layer1.weight, ...
 
     Trainer takes X (N, in) and y: (N, out), or labels (N,) with cross-entropy.  Where a width is 1, (N,) serves as

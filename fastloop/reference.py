@@ -428,8 +428,8 @@ class MLPStep(_Step):
         a = X;  for each layer:  a = activation(a weight^T + bias), the last one without the activation
 
     params is the flat buffer of each layer's weight (out, in) and bias (out,), in the order of the layers; it is not
-    copied, and `step` updates it.  activation: "relu", "tanh", "logistic" or "identity"; loss: "mse" or "cross_entropy".  N, the most rows
-    of a batch, sizes the buffers.
+    copied, and `step` updates it.  activation: "relu", "tanh", "logistic" or "identity"; loss: "mse" or
+    "cross_entropy".  N, the most rows of a batch, sizes the buffers.
 
     Attributes: params and grads (flat); layers and dlayers, the tensors in them as a pair for each layer; the moments
     m and v; t, the steps taken.

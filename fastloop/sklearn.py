@@ -12,7 +12,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 CALL_WORK = 300_000_000     # weights times rows in one compiled call, some 0.1 s, after which Ctrl-C is answered
 ACTIVATED = {"identity": "squared_error", "softmax": "log_loss", "logistic": "binary_log_loss", "exp": "poisson"}
 NOT_FINITE = (
-    "Solver produced non-finite parameter weights. The input data may contain large values and need to be preprocessed. "
-    "(Step {step} would have written them: its loss is {loss:.3g}, the norm of its gradient {norm:.3g}; the weights are "
-    "those before it.)"
+    "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
+    "preprocessed. (Step {step} would have written them: its loss is {loss:.3g}, the norm of its gradient {norm:.3g}; "
+    "the weights are those before it.)"
 )
 
 
@@ -212,8 +212,8 @@ class Compiled:
                     break
                 if self.n_iter_ == self.max_iter:
                     warnings.warn(
-                        f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
-                        "converged yet.", _exceptions.ConvergenceWarning, stacklevel=2,
+                        f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization "
+                        "hasn't converged yet.", _exceptions.ConvergenceWarning, stacklevel=2,
                     )
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=2)
@@ -256,10 +256,11 @@ class Compiled:
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
-        held_rows = rows(*held[:2], None, self.out_activation_ == "softmax", X.dtype)
+        held_rows = rows(held[0], held[1], None, self.out_activation_ == "softmax", X.dtype)
         if classifies:
             held[1] = self._label_binarizer.inverse_transform(held[1])
-        self.validation_loss_curve_ = []
+        if not self.validation_scores_:         # no warm start
+            self.validation_loss_curve_: list[float] = []
         pad = [] if sample_weight is not None else [None]
         return tuple(train + pad), tuple(held + pad), held_rows
 
@@ -325,18 +326,19 @@ class MLPClassifier(Compiled, neural_network.MLPClassifier):     # type: ignore[
     class_weight: dict of label -> weight, "balanced" for weights inverse to the classes' frequencies, or None: each
     row's weight is multiplied by its class's.{DOC}"""
 
-    _parameter_constraints = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         **neural_network.MLPClassifier._parameter_constraints, **CONSTRAINTS,
         "class_weight": [dict, _validation.StrOptions({"balanced"}), None],
     }
 
     def __init__(
-        self, hidden_layer_sizes: Any = (100,), activation: str = "relu", *, solver: str = "adam", alpha: float = 0.0001,
-        batch_size: Any = "auto", learning_rate: str = "constant", learning_rate_init: float = 0.001,
-        power_t: float = 0.5, max_iter: int = 200, shuffle: bool = True, random_state: Any = None, tol: float = 1e-4,
-        verbose: Any = False, warm_start: bool = False, momentum: float = 0.9, nesterovs_momentum: bool = True,
-        early_stopping: bool = False, validation_fraction: float = 0.1, beta_1: float = 0.9, beta_2: float = 0.999,
-        epsilon: float = 1e-8, n_iter_no_change: float = 10, max_fun: int = 15000, class_weight: Any = None,
+        self, hidden_layer_sizes: Any = (100,), activation: str = "relu", *, solver: str = "adam",
+        alpha: float = 0.0001, batch_size: Any = "auto", learning_rate: str = "constant",
+        learning_rate_init: float = 0.001, power_t: float = 0.5, max_iter: int = 200, shuffle: bool = True,
+        random_state: Any = None, tol: float = 1e-4, verbose: Any = False, warm_start: bool = False,
+        momentum: float = 0.9, nesterovs_momentum: bool = True, early_stopping: bool = False,
+        validation_fraction: float = 0.1, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-8,
+        n_iter_no_change: float = 10, max_fun: int = 15000, class_weight: Any = None,
         reset_optimizer: bool = True, callbacks: Callbacks | None = None, checkpoint: Path | None = None,
     ) -> None:
         super().__init__(
@@ -365,7 +367,9 @@ class MLPClassifier(Compiled, neural_network.MLPClassifier):     # type: ignore[
 class MLPRegressor(Compiled, neural_network.MLPRegressor):       # type: ignore[misc]
     __doc__ = f"""scikit-learn's MLPRegressor, trained by compiled code; its arguments, and three more.{DOC}"""
 
-    _parameter_constraints = {**neural_network.MLPRegressor._parameter_constraints, **CONSTRAINTS}
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **neural_network.MLPRegressor._parameter_constraints, **CONSTRAINTS
+    }
 
     def __init__(
         self, loss: str = "squared_error", hidden_layer_sizes: Any = (100,), activation: str = "relu", *,

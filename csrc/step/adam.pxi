@@ -124,8 +124,7 @@ cdef class Adam(Optimizer):
     """Adam or AdamW; each array's states are the moments m and v."""
     cdef double beta1, beta2, eps
     cdef bint decoupled
-    cdef bint eps_hat           # whether eps is added to sqrt(v) before its bias correction, as at the end of the
-                                # paper's section 2
+    cdef bint eps_hat           # whether eps is added to sqrt(v) before its bias correction (the paper's section 2)
     cdef AdamStep scalars       # of the step at hand
 
     def __init__(self, list params, list states, list decays, list grads, double beta1, double beta2, double eps,
