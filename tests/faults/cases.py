@@ -24,6 +24,24 @@ RNG = np.random.default_rng(7)
 X = RNG.normal(size=(30, 3))
 TARGETS, CLASSES = X[:, :2] * X[:, 1:], RNG.integers(3, size=30)
 
+
+class Own(fl.Model):
+    """A user's own model, in NumPy: tanh between two layers without biases, the squared error."""
+
+    def __init__(self, dtype="float64"):
+        super().__init__({"first": (3, 9), "second": (9, 2)}, seed=1, init_std=0.5, dtype=dtype)
+
+    def forward(self, X, y, weights):
+        self.X, self.h = X, np.tanh(X @ self.params["first"])
+        d = self.h @ self.params["second"] - y
+        self.d = 2.0 * weights[:, None] * d
+        return weights @ (d * d).sum(axis=1)
+
+    def backward(self):
+        self.grads["second"] += self.h.T @ self.d
+        self.grads["first"] += self.X.T @ (self.d @ self.params["second"].T * (1.0 - self.h**2))
+
+
 # Name -> (model, data and y).  30 examples in steps of 4 or 6: most steps are in the middle of an epoch.
 FLOAT64 = {
     "bigram": (lambda **dtype: fl.BigramLM(TOK.vocab_size, n_embd=5, **dtype), (DOCS,)),
@@ -33,6 +51,7 @@ FLOAT64 = {
     "linear": (lambda **dtype: fl.LinearRegression(3, 2, **dtype), (X, TARGETS)),
     "softmax": (lambda **dtype: fl.SoftmaxRegression(3, 3, **dtype), (X, CLASSES)),
     "mlp": (lambda **dtype: fl.MLP([3, 9, 2], "tanh", **dtype), (X, TARGETS)),
+    "own": (lambda **dtype: Own(**dtype), (X, TARGETS)),
 }
 FLOAT32 = {
     f"float32-{name}": (lambda make=make: make(dtype="float32"), data) for name, (make, data) in FLOAT64.items()
@@ -52,6 +71,11 @@ def make(model, optimizer="adam", **options):
     tokenizer = TOK if isinstance(model, fl.models.LanguageModel) else None
     options = {"schedule": fl.schedules.warmup(3, fl.schedules.linear()), **options}
     return fl.Trainer(model, OPTIMIZERS[optimizer](list(model.params)), tokenizer=tokenizer, **options)
+
+
+def load(path, model):
+    """The trainer of a checkpoint of that model."""
+    return fl.Trainer.load(path, model=MODELS[model][0]() if model.endswith("own") else None)
 
 
 def data(model):
@@ -94,7 +118,7 @@ def resume(folder, model, optimizer):
     """Go on from each checkpoint k.npz of the folder; print k and the state at the end."""
     everything, validation = data(model)
     for path in sorted(Path(folder).glob("*.npz")):
-        trainer = fl.Trainer.load(path)
+        trainer = load(path, model)
         trainer.resume(*everything, validation=validation)
         print(path.stem, state(trainer))
 

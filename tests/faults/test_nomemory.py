@@ -98,7 +98,7 @@ def test_kernels(name):
     assert set(ends) <= {SUCCESS, MEMORY, OTHER}, ends
 
 
-@pytest.mark.parametrize("model", cases.MODELS)
+@pytest.mark.parametrize("model", [model for model in cases.MODELS if not model.endswith("own")])
 def test_the_compiled_passes(model):
     """Making them, the moves by hand, and many steps in one call."""
     trainer = cases.make(model)
