@@ -219,6 +219,17 @@ def test_whatever_has_rows_comes_in_batches(data, y):
     assert twin.fingerprint() == copy.copy(prepared).fingerprint() == prepared.fingerprint()
 
 
+def test_a_run_is_resumed_with_its_own_data_alone():
+    trainer = fl.Trainer(Net())
+    trained(trainer)
+    other = X.copy()
+    other[3, 1] += 1e-9
+    for data in ((other, Y), (X, Y + 1.0), ((X,), Y), (X.astype("f4"), Y)):
+        with pytest.raises(fl.CheckpointError, match="not the data that the run began with"):
+            trainer.resume(*data)
+    assert trainer.resume(X, Y) is trainer.history
+
+
 def test_the_weights_add_up_to_one_over_the_rows_of_a_step_and_of_an_evaluation():
     model = Seen()
     trainer = fl.Trainer(model, fl.SGD(lr=0.1), grad_accum=2)
