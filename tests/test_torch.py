@@ -30,7 +30,7 @@ def dtype(request):
     return DTYPES[request.param]
 
 
-def tensors(dtype, shapes=((3, 4), (5,), (), (2, 3, 2), (0,), (100,)), seed=0):
+def tensors(dtype, shapes=((3, 4), (5,), (), (2, 3, 2), (0,), (1000,)), seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in shapes]
 
@@ -343,6 +343,18 @@ def test_storage_that_moves_between_steps_is_followed(dtype):
     assert_same(a, b)
 
 
+def test_another_parameter_at_the_same_place_is_seen():
+    w = torch.nn.Parameter(torch.zeros(4))
+    optimizer = ft.SGD([w], lr=1.0)
+    w.grad = torch.ones(4)
+    optimizer.step()
+    head = torch.nn.Parameter(w.data[:2])
+    head.grad = torch.ones(2)
+    optimizer.param_groups[0]["params"][0] = head
+    optimizer.step()
+    assert w.tolist() == [-2.0, -2.0, -1.0, -1.0]
+
+
 def test_a_parameter_that_changes_its_dtype_is_followed_or_refused():
     params = tensors(torch.float32)
     optimizer = ft.SGD(params, lr=0.1)
@@ -415,7 +427,7 @@ def test_backward_through_an_old_graph_is_noticed():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_gradient_that_is_not_finite_raises_before_any_tensor_changes(kind, bad, dtype):
     name, options = KINDS[kind]
-    for place in (0, 3, 99):
+    for place in (0, 3, 999):
         a, b = tensors(dtype), tensors(dtype)
         guarded, good = (PAIRS[name][0](params, **options) for params in (a, b))
         for step in range(3):
