@@ -146,6 +146,12 @@ def test_partial_fit_and_warm_start_go_on_as_scikit_learns(job, solver):
     assert_same(mine, other)
 
 
+def test_a_partial_fit_never_warns_of_the_largest_number_of_epochs():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours.MLPRegressor(max_iter=1).partial_fit(X, SCORE)
+
+
 @pytest.mark.parametrize("solver", ["adam", "nesterov"])
 @pytest.mark.parametrize("job", JOBS)
 def test_float32_stays_float32_and_near_scikit_learns(job, solver):
